@@ -1,0 +1,336 @@
+//! One successful acquisition, from lock to unlock or loss.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind, Loss, Result};
+use crate::lease::{Lease, LossSignal};
+use crate::options::DEFAULT_REQUEST_TIMEOUT;
+use crate::pending::Pending;
+use crate::place::{Command, Retry};
+use crate::session::SessionCore;
+use crate::store::{Guarded, GuardedAnswer, Ticket, Trouble};
+
+pub(crate) struct HoldCore {
+    session: Arc<SessionCore>,
+    name: Arc<str>,
+    ticket: Ticket,
+    token: i64,
+    lease: Arc<Lease>,
+    released: AtomicBool,
+    /// Losses of this hold alone; those of the lease reach it through its place.
+    pub(crate) lost: LossSignal,
+}
+
+impl HoldCore {
+    pub(crate) fn new(session: Arc<SessionCore>, name: Arc<str>, ticket: Ticket, token: i64, lease: Arc<Lease>) -> Arc<Self> {
+        Arc::new(HoldCore { session, name, ticket, token, lease, released: AtomicBool::new(false), lost: LossSignal::default() })
+    }
+
+    /// A hold that was released can no longer be lost.
+    pub(crate) fn lose(&self, loss: Loss) {
+        if !self.is_released() && self.lost.lose(loss.clone()) {
+            self.session.stats.lost(&loss);
+            tracing::warn!(target: "etcdlock::loss", name = &*self.name, token = self.token, reason = %loss, "hold lost");
+        }
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        let env = &self.session.service.env;
+        if env.is_forked() {
+            return Some(Loss::Forked);
+        }
+        self.lost.get().cloned().or_else(|| self.lease.loss(env.now()))
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        let env = &self.session.service.env;
+        !self.is_released() && self.lost.get().is_none() && self.lease.is_alive(env.now()) && !env.is_forked()
+    }
+
+    pub(crate) fn remaining(&self) -> Duration {
+        if self.is_held() {
+            self.lease.deadline().saturating_sub(self.session.service.env.now())
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    pub(crate) fn token(&self) -> i64 {
+        self.token
+    }
+
+    fn lost_error(&self, loss: &Loss) -> Error {
+        Error::lost(&self.name, self.token, loss)
+    }
+
+    /// Ok while the hold owns the lock as far as is known here.
+    pub(crate) fn check(&self) -> Result<()> {
+        let env = &self.session.service.env;
+        env.check_fork()?;
+        if self.is_released() {
+            return Err(self.not_held());
+        }
+        match self.loss() {
+            None => Ok(()),
+            Some(loss) => Err(self.lost_error(&loss)),
+        }
+    }
+
+    fn not_held(&self) -> Error {
+        Error::new(ErrorKind::NotHeld, format!("the hold on {:?} (token {}) was released before", self.name, self.token))
+    }
+
+    /// Marks the hold released and has its key deleted.
+    pub(crate) fn unlock(self: &Arc<Self>) -> Pending<()> {
+        let env = &self.session.service.env;
+        if let Err(error) = env.check_fork() {
+            return Pending::ready(Err(error));
+        }
+        let loss = self.loss();
+        if self.released.swap(true, Ordering::AcqRel) {
+            return Pending::ready(Err(self.not_held()));
+        }
+        let (reply, confirmed) = oneshot::channel();
+        // Sent here and now: cancelling the wait must not keep the lock.
+        self.session.service.submit(&self.name, Command::Release { token: self.token, reply: Some(reply) });
+        if let Some(loss) = loss {
+            return Pending::ready(Err(self.lost_error(&loss)));
+        }
+        let hold = self.clone();
+        Pending::start(env, async move {
+            match tokio::time::timeout(DEFAULT_REQUEST_TIMEOUT, confirmed).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => match hold.loss() {
+                    Some(loss) => Err(hold.lost_error(&loss)),
+                    None => Err(hold.lost_error(&Loss::Internal)),
+                },
+                Err(_) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "the lock {:?} is released here, but {} has not confirmed it within {DEFAULT_REQUEST_TIMEOUT:?}{}; \
+                         its key is being deleted in the background and goes with the lease at the latest",
+                        hold.name,
+                        hold.session.service.address,
+                        hold.session.because_of_trouble()
+                    ),
+                )),
+            }
+        })
+    }
+
+    /// Released without waiting, unless that was done already.
+    fn release_in_background(&self) {
+        if !self.session.service.env.is_forked() && !self.released.swap(true, Ordering::AcqRel) {
+            self.session.service.submit(&self.name, Command::Release { token: self.token, reply: None });
+        }
+    }
+
+    fn guarded<T: Send + 'static>(self: &Arc<Self>, what: Guarded, answer: fn(Option<Vec<u8>>) -> T) -> Pending<T> {
+        if let Err(error) = self.check().and_then(|()| self.check_key(&what)) {
+            return Pending::ready(Err(error));
+        }
+        let hold = self.clone();
+        Pending::start(&self.session.service.env, async move {
+            match tokio::time::timeout(DEFAULT_REQUEST_TIMEOUT, hold.send_guarded(&what)).await {
+                Ok(result) => result.map(answer),
+                Err(_) => Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "the guarded request of {:?} has no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}; it may or may not \
+                         have been applied",
+                        hold.name,
+                        hold.session.service.address,
+                        hold.session.because_of_trouble()
+                    ),
+                )),
+            }
+        })
+    }
+
+    async fn send_guarded(&self, what: &Guarded) -> Result<Option<Vec<u8>>> {
+        let service = &self.session.service;
+        let mut retry = Retry::new();
+        let mut unanswered = false;
+        loop {
+            match service.store.guarded(&self.ticket, self.token, what).await {
+                Ok(GuardedAnswer::Applied(value)) => return Ok(value),
+                Ok(GuardedAnswer::NotOwner) => {
+                    self.lose(Loss::Refused);
+                    let error = self.lost_error(&Loss::Refused);
+                    let doubt = if unanswered { " (an earlier copy of the request went unanswered and may have been applied)" } else { "" };
+                    return Err(Error::new(ErrorKind::Lost, format!("{error}{doubt}")));
+                }
+                Err(Trouble::Denied(why)) => {
+                    let text = format!("the guarded request of {:?} is not allowed: {why}", self.name);
+                    return Err(Error::new(ErrorKind::Denied, text));
+                }
+                Err(Trouble::Refused(why)) => {
+                    let text = format!("the guarded request of {:?} was refused: {why}", self.name);
+                    return Err(Error::new(ErrorKind::Unavailable, text));
+                }
+                Err(trouble) => {
+                    unanswered = true;
+                    service.note_trouble(Some(trouble.to_string()));
+                    // Sending it again after the lock may have passed on is safe: it is guarded.
+                    self.check()?;
+                    retry.pause().await;
+                }
+            }
+        }
+    }
+
+    fn check_key(&self, what: &Guarded) -> Result<()> {
+        let (Guarded::Put { key, .. } | Guarded::Get { key } | Guarded::Delete { key }) = what;
+        if key.is_empty() {
+            return Err(Error::invalid("the key \"\" of a guarded request is empty: give it at least one byte"));
+        }
+        if key == self.ticket.key.as_bytes() && !matches!(what, Guarded::Get { .. }) {
+            return Err(Error::invalid(format!("the key {:?} is the lock's own; choose another", self.ticket.key)));
+        }
+        Ok(())
+    }
+}
+
+/// One successful acquisition of a [`Mutex`](crate::Mutex).
+///
+/// It ends with [`unlock`](Self::unlock), with its drop (released in the background), or with its
+/// loss, which is for good. Losing it does not stop your code: look at [`is_held`](Self::is_held),
+/// wait for [`lost`](Self::lost), and have the resource refuse old [`token`](Self::token)s.
+#[must_use = "the lock is released when the hold is dropped"]
+pub struct Hold {
+    core: Arc<HoldCore>,
+    forgotten: bool,
+}
+
+impl Hold {
+    pub(crate) fn new(core: Arc<HoldCore>) -> Self {
+        Hold { core, forgotten: false }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<HoldCore> {
+        &self.core
+    }
+
+    /// Drops a hold that its waiter never saw, without releasing it.
+    pub(crate) fn forget(mut self) {
+        self.forgotten = true;
+    }
+
+    /// The fencing token: a number strictly larger than that of every earlier hold of this name.
+    /// Give it to the resource with each write, and let the resource refuse smaller ones. On etcd
+    /// it is the create revision of the held key. After a restore of etcd from a backup it can go
+    /// back.
+    pub fn token(&self) -> i64 {
+        self.core.token
+    }
+
+    /// The name of the lock, with the session's namespace.
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// Whether the hold still owns the lock, as far as can be known here. A local read of some tens
+    /// of nanoseconds, without I/O. False from the deadline on, even if the process was stopped
+    /// meanwhile and nothing has noticed yet.
+    pub fn is_held(&self) -> bool {
+        self.core.is_held()
+    }
+
+    /// How long the hold is good for without another renewal; zero if it is lost or released.
+    /// Renewals go on by themselves, so this is a lower bound.
+    pub fn remaining(&self) -> Duration {
+        self.core.remaining()
+    }
+
+    /// Ok while [`is_held`](Self::is_held); else an error with the reason:
+    /// [`Lost`](ErrorKind::Lost), [`NotHeld`](ErrorKind::NotHeld) or [`Forked`](ErrorKind::Forked).
+    pub fn check(&self) -> Result<()> {
+        self.core.check()
+    }
+
+    /// Why the hold was lost, if it was.
+    pub fn loss(&self) -> Option<Loss> {
+        if self.core.is_released() { self.core.lost.get().cloned() } else { self.core.loss() }
+    }
+
+    /// Waits until the hold is lost and says why. It never ends if the hold is released first.
+    ///
+    /// It ends before etcd could give the lock to another, unless this process or its machine was
+    /// stopped at that time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelling it changes nothing.
+    pub async fn lost(&self) -> Loss {
+        self.core.lost.lost().await
+    }
+
+    /// Calls `listener` once, on the library's notify thread, when the hold is lost; at once if it
+    /// is lost already, and never if it is released first.
+    pub fn on_lost(&self, listener: impl FnOnce(Loss) + Send + 'static) {
+        let env = self.core.session.service.env.clone();
+        self.core.lost.listen(move |loss| env.clone().call_back(move || listener(loss)));
+    }
+
+    /// Releases the lock. The result is there once the store has confirmed it.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`](ErrorKind::Lost) if the hold was lost before. [`Unavailable`](ErrorKind::Unavailable)
+    /// if there is no confirmation within 5 s: locally it is released all the same, and the key goes
+    /// on being deleted in the background.
+    ///
+    /// # Cancel safety
+    ///
+    /// The release is sent before this returns. Cancelling only ends the wait for the confirmation.
+    pub fn unlock(self) -> Pending<()> {
+        self.core.unlock()
+    }
+
+    /// Writes `key` only if this hold still owns the lock, atomically in the store. The key is used
+    /// as given, without the namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`](ErrorKind::Lost) if the hold no longer owns the lock; then nothing was written, but
+    /// for a request whose first copy went unanswered, and then the message says so.
+    /// [`Unavailable`](ErrorKind::Unavailable) if there is no answer within 5 s; then it may or may
+    /// not have been written.
+    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Pending<()> {
+        self.core.guarded(Guarded::Put { key: key.into(), value: value.into() }, drop)
+    }
+
+    /// Reads `key` only if this hold still owns the lock; `None` if there is no such key. Errors as
+    /// with [`put`](Self::put).
+    pub fn get(&self, key: impl Into<Vec<u8>>) -> Pending<Option<Vec<u8>>> {
+        self.core.guarded(Guarded::Get { key: key.into() }, |value| value)
+    }
+
+    /// Deletes `key` only if this hold still owns the lock; deleting what is not there is fine.
+    /// Errors as with [`put`](Self::put).
+    pub fn delete(&self, key: impl Into<Vec<u8>>) -> Pending<()> {
+        self.core.guarded(Guarded::Delete { key: key.into() }, drop)
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hold").field("name", &self.core.name).field("token", &self.core.token).field("held", &self.is_held()).finish()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.forgotten {
+            self.core.release_in_background();
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One name, seen by one session.
+
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::hold::{Hold, HoldCore};
+use crate::options::DEFAULT_REQUEST_TIMEOUT;
+use crate::pending::Pending;
+use crate::place::{Command, Waiter};
+use crate::session::{GivesUp, Handle, SessionCore};
+
+/// A distributed mutex of one name. Not re-entrant. Clones are the same mutex; any number of
+/// threads and tasks may use it, and each `lock()` waits its turn.
+#[derive(Clone)]
+pub struct Mutex {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    handle: Arc<Handle>,
+    name: Arc<str>,
+    holds: std::sync::Mutex<Holds>,
+}
+
+#[derive(Default)]
+struct Holds {
+    /// The latest hold that came through this mutex.
+    latest: Weak<HoldCore>,
+    /// A hold that the mutex keeps for callers without a place of their own for it.
+    kept: Option<Hold>,
+}
+
+impl Inner {
+    fn holds(&self) -> std::sync::MutexGuard<'_, Holds> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn core(&self) -> &Arc<SessionCore> {
+        &self.handle.core
+    }
+
+    fn held(&self) -> Option<Arc<HoldCore>> {
+        self.holds().latest.upgrade().filter(|hold| !hold.is_released())
+    }
+
+    /// Waits for the lock at most `limit`. `None` if it is taken and `only_try`.
+    async fn acquire(&self, only_try: bool, limit: Option<Duration>) -> Result<Option<Hold>> {
+        let core = self.core();
+        core.check_open()?;
+        let (reply, mut answer) = oneshot::channel();
+        core.service.submit(&self.name, Command::Lock(Waiter { session: core.clone(), only_try, reply }));
+        let mut gives_up = GivesUp { core, name: &self.name, answered: false };
+        let answered = match limit {
+            None => Some((&mut answer).await),
+            Some(limit) => match timeout(limit, &mut answer).await {
+                Ok(answered) => Some(answered),
+                Err(_) => {
+                    // Either it is granted by now, or it never will be.
+                    answer.close();
+                    answer.try_recv().ok().map(Ok)
+                }
+            },
+        };
+        let Some(answered) = answered else {
+            gives_up.now().await;
+            return Err(self.out_of_time(only_try, limit.unwrap_or_default()));
+        };
+        gives_up.answered = true;
+        let hold = answered.map_err(|_| Error::internal(format!("the place in the queue of {:?} is gone", self.name)))??;
+        if let Some(hold) = &hold {
+            core.stats.locked();
+            self.holds().latest = Arc::downgrade(hold.core());
+        }
+        Ok(hold)
+    }
+
+    fn out_of_time(&self, only_try: bool, limit: Duration) -> Error {
+        let (name, address, because) = (&self.name, &self.core().service.address, self.core().because_of_trouble());
+        if only_try {
+            let text = format!("no answer from {address} within {limit:?} for a try of the lock {name:?}{because}");
+            return Error::new(ErrorKind::Unavailable, text);
+        }
+        let why = if because.is_empty() { "; others hold it or are ahead in the queue".into() } else { because };
+        Error::new(ErrorKind::Timeout, format!("the lock {name:?} at {address} was not free within {limit:?}{why}"))
+    }
+
+    async fn lock(&self, limit: Option<Duration>) -> Result<Hold> {
+        if limit.is_some_and(|limit| limit.is_zero()) {
+            return self.try_lock().await?.ok_or_else(|| self.out_of_time(false, Duration::ZERO));
+        }
+        self.acquire(false, limit).await?.ok_or_else(|| Error::internal("a lock without a hold"))
+    }
+
+    async fn try_lock(&self) -> Result<Option<Hold>> {
+        self.acquire(true, Some(DEFAULT_REQUEST_TIMEOUT)).await
+    }
+
+    /// Whether a try is lost already, known without asking anybody.
+    fn is_busy_here(&self) -> bool {
+        self.core().service.is_busy(&self.name)
+    }
+}
+
+impl Mutex {
+    pub(crate) fn new(handle: Arc<Handle>, name: Arc<str>) -> Self {
+        Mutex { inner: Arc::new(Inner { handle, name, holds: Default::default() }) }
+    }
+
+    fn start<T: Send + 'static, F>(&self, call: impl FnOnce(Arc<Inner>) -> F) -> Pending<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        if let Err(error) = self.inner.core().check_open() {
+            return Pending::ready(Err(error));
+        }
+        Pending::start(&self.inner.core().service.env, call(self.inner.clone()))
+    }
+
+    /// The name, with the session's namespace.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Waits its turn, through outages and re-elections, until the lock is held.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`](ErrorKind::Denied), [`Closed`](ErrorKind::Closed), [`Forked`](ErrorKind::Forked),
+    /// or [`Unavailable`](ErrorKind::Unavailable) if etcd refuses for a reason that waiting does not
+    /// mend, such as a full database.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the result gives the place in the queue up and leaves nothing behind.
+    pub fn lock(&self) -> Pending<Hold> {
+        self.start(|inner| async move { inner.lock(None).await })
+    }
+
+    /// Like [`lock`](Self::lock), for at most `limit`; zero is one try.
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](ErrorKind::Timeout) after `limit`, with nothing left behind. Else as with
+    /// [`lock`](Self::lock).
+    pub fn lock_timeout(&self, limit: Duration) -> Pending<Hold> {
+        if limit.is_zero() && self.inner.core().check_open().is_ok() && self.inner.is_busy_here() {
+            return Pending::ready(Err(self.inner.out_of_time(false, limit)));
+        }
+        self.start(move |inner| async move { inner.lock(Some(limit)).await })
+    }
+
+    /// Takes the lock if it is free; `None` if somebody holds it. Never waits for other holders: it
+    /// is one request, or none if this process has the lock itself. A failed try writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) without an answer within 5 s. Else as with
+    /// [`lock`](Self::lock).
+    pub fn try_lock(&self) -> Pending<Option<Hold>> {
+        if self.inner.core().check_open().is_ok() && self.inner.is_busy_here() {
+            return Pending::ready(Ok(None));
+        }
+        self.start(|inner| async move { inner.try_lock().await })
+    }
+
+    /// For callers that have no place to keep a [`Hold`], such as C or a `threading.Lock`: locks for
+    /// at most `limit` (`None`: for ever) and lets the mutex keep the hold until
+    /// [`unlock`](Self::unlock). The result is the token.
+    pub fn lock_and_keep(&self, limit: Option<Duration>) -> Pending<i64> {
+        self.start(move |inner| async move {
+            let hold = inner.lock(limit).await?;
+            Ok(keep(&inner, hold))
+        })
+    }
+
+    /// [`try_lock`](Self::try_lock), with the hold kept as by [`lock_and_keep`](Self::lock_and_keep).
+    pub fn try_lock_and_keep(&self) -> Pending<Option<i64>> {
+        if self.inner.core().check_open().is_ok() && self.inner.is_busy_here() {
+            return Pending::ready(Ok(None));
+        }
+        self.start(|inner| async move { Ok(inner.try_lock().await?.map(|hold| keep(&inner, hold))) })
+    }
+
+    /// Releases the hold that was acquired through this mutex.
+    ///
+    /// # Errors
+    ///
+    /// [`NotHeld`](ErrorKind::NotHeld) if there is none. Else as with [`Hold::unlock`].
+    pub fn unlock(&self) -> Pending<()> {
+        if let Err(error) = self.inner.core().service.env.check_fork() {
+            return Pending::ready(Err(error));
+        }
+        match self.inner.held() {
+            Some(hold) => {
+                let done = hold.unlock();
+                // Dropped outside the lock, and only now, so that its drop finds it released.
+                let kept = self.inner.holds().kept.take();
+                drop(kept);
+                done
+            }
+            None => Pending::ready(Err(Error::new(
+                ErrorKind::NotHeld,
+                format!("the lock {:?} is not held through this mutex, so there is nothing to release", self.inner.name),
+            ))),
+        }
+    }
+
+    /// Whether this mutex holds the lock; see [`Hold::is_held`].
+    pub fn is_held(&self) -> bool {
+        self.inner.held().is_some_and(|hold| hold.is_held())
+    }
+
+    /// See [`Hold::remaining`]; zero if this mutex holds nothing.
+    pub fn remaining(&self) -> Duration {
+        self.inner.held().map_or(Duration::ZERO, |hold| hold.remaining())
+    }
+
+    /// The fencing token of the hold of this mutex, even after its loss until it is unlocked; `None`
+    /// if there is none.
+    pub fn token(&self) -> Option<i64> {
+        self.inner.held().map(|hold| hold.token())
+    }
+
+    /// Runs `with` on the hold that the mutex keeps, if there is one.
+    pub fn with_kept<T>(&self, with: impl FnOnce(&Hold) -> T) -> Option<T> {
+        let holds = self.inner.holds();
+        holds.kept.as_ref().filter(|hold| !hold.core().is_released()).map(with)
+    }
+}
+
+fn keep(inner: &Inner, hold: Hold) -> i64 {
+    let token = hold.token();
+    // A hold that was lost before and is replaced now is dropped outside the lock.
+    let replaced = inner.holds().kept.replace(hold);
+    drop(replaced);
+    token
+}
+
+impl std::fmt::Debug for Mutex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mutex").field("name", &self.inner.name).field("held", &self.is_held()).finish()
+    }
+}

@@ -1,0 +1,649 @@
+//! This process's place in the queue of one name: at most one ticket in the store, and the local
+//! waiters behind it, first come first served. All of the lock's algorithm is here.
+//!
+//! ```text
+//!            enter              everyone ahead is gone            released
+//!   idle ───────────▶ waiting ─────────────────────────▶ held ───────────────┐
+//!    ▲                   │ nobody waits here any more     │ lost             │
+//!    └───── leave ───────┴────────────────────────────────┴── leave ◀────────┤
+//!                        ▲                                                   │
+//!                        └─── hand-over: leave and enter in one step ◀───────┘
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::error::{Error, ErrorKind, Loss, Result};
+use crate::hold::{Hold, HoldCore};
+use crate::lease::Lease;
+use crate::service::Service;
+use crate::session::SessionCore;
+use crate::store::{Ahead, Change, Changes, Entered, Follow, Leaving, Look, NEAR, Revision, Ticket, Trouble};
+
+/// How long an idle place keeps its watch: the next contended lock then needs no read.
+const LINGER: Duration = Duration::from_secs(2);
+/// After this many locks without a contender the watch is not worth its events.
+const QUIET_ROUNDS: u32 = 16;
+/// A waiter looks at the queue this often even if it hears nothing.
+const RE_READ: Duration = Duration::from_secs(3);
+/// A hold that lasts gets a watch on its own key.
+const LASTS: Duration = Duration::from_millis(50);
+const RETRY_AT_FIRST: Duration = Duration::from_millis(50);
+const RETRY_AT_MOST: Duration = Duration::from_secs(1);
+
+/// The token of a ticket whose entry was never answered.
+const UNKNOWN: Revision = 0;
+
+pub(crate) enum Command {
+    Lock(Waiter),
+    /// The hold with this token is to be released. The caller has marked it released before.
+    Release { token: Revision, reply: Option<oneshot::Sender<Result<()>>> },
+    /// A waiter gave up. The sender is dropped once nothing is left of it.
+    GaveUp(Option<oneshot::Sender<()>>),
+}
+
+/// Somebody who wants the lock.
+pub(crate) struct Waiter {
+    pub(crate) session: Arc<SessionCore>,
+    /// Do not wait for other holders: answer `None` instead.
+    pub(crate) only_try: bool,
+    pub(crate) reply: oneshot::Sender<Result<Option<Hold>>>,
+}
+
+impl Waiter {
+    fn is_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn answer(self, answer: Result<Option<Hold>>) {
+        // A hold that nobody takes is released by its drop.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// Our ticket in the queue.
+struct Standing {
+    ticket: Ticket,
+    lease: Arc<Lease>,
+    session: Arc<SessionCore>,
+    token: Revision,
+    ahead: Ahead,
+    /// A copy of the entry may still be on its way.
+    doubtful: bool,
+}
+
+struct Following {
+    what: Follow,
+    changes: Changes,
+    /// Live since this revision; `None` until the store says so.
+    since: Option<Revision>,
+}
+
+pub(crate) struct Place {
+    service: Arc<Service>,
+    name: Arc<str>,
+    inbox: UnboundedReceiver<Command>,
+    busy: Arc<AtomicBool>,
+    waiters: VecDeque<Waiter>,
+    /// Given-up waiters that want to know when nothing is left of them.
+    gave_up: Vec<oneshot::Sender<()>>,
+    following: Option<Following>,
+    quiet_rounds: u32,
+    /// The lease beneath our ticket, for the case that this task panics.
+    lease: Option<Arc<Lease>>,
+}
+
+enum Turn {
+    Ours(Standing),
+    /// The ticket is gone, or its lease.
+    Lost,
+    NobodyWaits(Standing),
+}
+
+impl Place {
+    pub(crate) fn new(
+        service: Arc<Service>,
+        name: Arc<str>,
+        inbox: UnboundedReceiver<Command>,
+        busy: Arc<AtomicBool>,
+    ) -> Self {
+        Place {
+            service,
+            name,
+            inbox,
+            busy,
+            waiters: VecDeque::new(),
+            gave_up: Vec::new(),
+            following: None,
+            quiet_rounds: 0,
+            lease: None,
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.set_idle();
+            match timeout(LINGER, self.inbox.recv()).await {
+                Ok(Some(command)) => self.take(command, false),
+                Ok(None) => return,
+                Err(_) => {
+                    self.following = None;
+                    if self.service.retire(&self.name, &self.inbox) {
+                        return;
+                    }
+                }
+            }
+            self.serve().await;
+        }
+    }
+
+    /// Serves waiters until none is left.
+    async fn serve(&mut self) {
+        let mut handed_over = None;
+        loop {
+            let standing = match handed_over.take() {
+                Some(standing) => standing,
+                None => match self.enter().await {
+                    Some(standing) => standing,
+                    None => return,
+                },
+            };
+            handed_over = match self.wait_for_turn(standing).await {
+                Turn::Ours(standing) => self.grant(standing).await,
+                Turn::Lost => None,
+                Turn::NobodyWaits(standing) => self.leave(standing, None).await,
+            };
+        }
+    }
+
+    // ---- the inbox -------------------------------------------------------------------------
+
+    /// Keeps a command. With `occupied`, we hold the lock or stand in its queue.
+    fn take(&mut self, command: Command, occupied: bool) {
+        match command {
+            Command::Lock(waiter) if waiter.only_try && occupied => waiter.answer(Ok(None)),
+            Command::Lock(waiter) => {
+                self.busy.store(true, Ordering::Release);
+                self.waiters.push_back(waiter);
+            }
+            // Not the hold of now: it was lost, and its reply says so by being dropped.
+            Command::Release { .. } => {}
+            Command::GaveUp(tell) => self.gave_up.extend(tell),
+        }
+    }
+
+    /// The waiters that are still there. Returns whether there are any.
+    fn anybody_waits(&mut self) -> bool {
+        while let Ok(command) = self.inbox.try_recv() {
+            self.take(command, false);
+        }
+        self.waiters.retain(|waiter| !waiter.is_gone());
+        if !self.waiters.is_empty() {
+            // What is in the store now belongs to those who still wait.
+            self.gave_up.clear();
+        }
+        !self.waiters.is_empty()
+    }
+
+    fn set_idle(&mut self) {
+        self.lease = None;
+        if self.waiters.is_empty() {
+            self.gave_up.clear();
+            self.busy.store(false, Ordering::Release);
+        }
+    }
+
+    /// The lock is taken: those who only try need not wait.
+    fn answer_tries(&mut self) {
+        for waiter in std::mem::take(&mut self.waiters) {
+            if waiter.only_try { waiter.answer(Ok(None)) } else { self.waiters.push_back(waiter) }
+        }
+    }
+
+    fn fail_all(&mut self, error: &Error) {
+        for waiter in self.waiters.drain(..) {
+            waiter.answer(Err(error.clone()));
+        }
+    }
+
+    // ---- enter -----------------------------------------------------------------------------
+
+    /// Puts a ticket into the queue for the waiters; `None` when there are none left.
+    async fn enter(&mut self) -> Option<Standing> {
+        let mut retry = Retry::new();
+        while self.anybody_waits() {
+            let session = self.waiters.front()?.session.clone();
+            let lease = match self.lease_of(&session).await {
+                Some(Ok(lease)) => lease,
+                Some(Err(error)) => {
+                    // Only the waiters of this session.
+                    for waiter in std::mem::take(&mut self.waiters) {
+                        if Arc::ptr_eq(&waiter.session, &session) {
+                            waiter.answer(Err(error.clone()));
+                        } else {
+                            self.waiters.push_back(waiter);
+                        }
+                    }
+                    continue;
+                }
+                None => continue,
+            };
+            self.lease = Some(lease.clone());
+            let ticket = session.ticket(&lease, &self.name);
+            let mut doubtful = false;
+            // The same ticket until it is known whether it is in.
+            while lease.is_alive(self.service.env.now()) {
+                if !self.anybody_waits() {
+                    if doubtful {
+                        return self.withdraw(ticket, lease, session).await;
+                    }
+                    return None;
+                }
+                let answer = if self.waiters.iter().all(|waiter| waiter.only_try) {
+                    self.service.store.enter_if_free(&ticket).await
+                } else {
+                    self.service.store.enter(&ticket).await.map(Some)
+                };
+                match answer {
+                    Ok(Some(entered)) => {
+                        self.service.note_trouble(None);
+                        return Some(Standing::new(ticket, lease, session, entered, doubtful));
+                    }
+                    Ok(None) => {
+                        self.service.note_trouble(None);
+                        self.answer_tries();
+                        if doubtful {
+                            return self.withdraw(ticket, lease, session).await;
+                        }
+                        break;
+                    }
+                    Err(Trouble::LeaseGone) => {
+                        lease.lost.lose(Loss::LeaseGone);
+                    }
+                    Err(Trouble::Unavailable(why)) => {
+                        doubtful = true;
+                        self.service.note_trouble(Some(why));
+                        retry.pause().await;
+                    }
+                    Err(refusal) => {
+                        let error = self.error_of(&refusal);
+                        self.fail_all(&error);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes back a ticket of which it is not known whether it has entered, or ever will.
+    async fn withdraw(&mut self, ticket: Ticket, lease: Arc<Lease>, session: Arc<SessionCore>) -> Option<Standing> {
+        let entered = Entered { token: UNKNOWN, ahead: Ahead { revision: 0, keys: None } };
+        self.leave(Standing::new(ticket, lease, session, entered, true), None).await
+    }
+
+    /// The session's lease, or why there will be none; `None` if the first waiter left meanwhile.
+    async fn lease_of(&mut self, session: &Arc<SessionCore>) -> Option<Result<Arc<Lease>>> {
+        let lease = session.lease();
+        tokio::pin!(lease);
+        loop {
+            tokio::select! {
+                biased;
+                lease = &mut lease => return Some(lease),
+                Some(command) = self.inbox.recv() => {
+                    self.take(command, false);
+                    if !self.anybody_waits() || !Arc::ptr_eq(&self.waiters.front()?.session, session) {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn error_of(&self, trouble: &Trouble) -> Error {
+        let kind = match trouble {
+            Trouble::Denied(_) => ErrorKind::Denied,
+            _ => ErrorKind::Unavailable,
+        };
+        Error::new(kind, format!("the lock {:?} cannot be taken: {trouble}", self.name))
+    }
+
+    // ---- wait ------------------------------------------------------------------------------
+
+    /// Waits until everybody ahead is gone. Proof is either our own transaction, or the ordered
+    /// events that removed everybody ahead without removing our own ticket.
+    async fn wait_for_turn(&mut self, mut standing: Standing) -> Turn {
+        if standing.ahead.is_nobody() {
+            self.quiet_rounds += 1;
+            if self.quiet_rounds > QUIET_ROUNDS {
+                self.following = None;
+            }
+        } else {
+            self.quiet_rounds = 0;
+        }
+        let mut retry = Retry::new();
+        let mut look_at = Instant::now() + if standing.ahead.keys.is_some() { RE_READ } else { Duration::ZERO };
+        loop {
+            if !standing.ahead.is_nobody() {
+                self.answer_tries();
+            }
+            if !self.anybody_waits() {
+                return Turn::NobodyWaits(standing);
+            }
+            if !standing.lease.is_alive(self.service.env.now()) {
+                return Turn::Lost;
+            }
+            let mut want = None;
+            if let Some(keys) = &standing.ahead.keys {
+                if keys.is_empty() {
+                    return Turn::Ours(standing);
+                }
+                // Far back, one ticket is followed: the one whose going brings us near the head.
+                want = match keys.get(NEAR) {
+                    Some(key) => Some(Follow::Ticket(key.clone())),
+                    None => Some(Follow::Queue(self.name.clone())),
+                };
+            }
+            if let Some(want) = want {
+                self.follow(want);
+            }
+            tokio::select! {
+                biased;
+                _ = standing.lease.lost.lost() => return Turn::Lost,
+                change = next_change(&mut self.following) => match change {
+                    Change::Since(revision) => {
+                        if revision > standing.ahead.revision {
+                            look_at = Instant::now();
+                        }
+                    }
+                    Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
+                    Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost,
+                    Change::Gone { key, .. } => {
+                        let Some(keys) = &mut standing.ahead.keys else { continue };
+                        let was_far = keys.len() > NEAR;
+                        keys.retain(|ahead| *ahead != key);
+                        if was_far {
+                            // Follow the whole queue from now on; its first word leads to a look.
+                            self.follow(Follow::Queue(self.name.clone()));
+                            standing.ahead.keys = None;
+                        }
+                    }
+                },
+                Some(command) = self.inbox.recv() => self.take(command, true),
+                _ = sleep_until(look_at) => match self.service.store.look(&standing.ticket, standing.token).await {
+                    Ok(Look { present: false, .. }) => return Turn::Lost,
+                    Ok(Look { ahead, .. }) => {
+                        self.service.note_trouble(None);
+                        let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
+                        if ahead.revision >= standing.ahead.revision.max(live_since) {
+                            standing.ahead = ahead;
+                            retry = Retry::new();
+                            look_at = Instant::now() + RE_READ;
+                        } else {
+                            // Read from a member that lags behind what we have heard already.
+                            look_at = Instant::now() + retry.next();
+                        }
+                    }
+                    Err(Trouble::LeaseGone) => return Turn::Lost,
+                    Err(trouble) => {
+                        self.service.note_trouble(Some(trouble.to_string()));
+                        look_at = Instant::now() + retry.next();
+                    }
+                },
+            }
+        }
+    }
+
+    /// Follows this, unless it is followed already.
+    fn follow(&mut self, what: Follow) {
+        if self.following.as_ref().is_none_or(|following| following.what != what) {
+            let changes = self.service.store.follow(what.clone());
+            self.following = Some(Following { what, changes, since: None });
+        }
+    }
+
+    // ---- hold ------------------------------------------------------------------------------
+
+    /// Gives the lock to the first waiter, and waits until the hold ends. Returns our next ticket
+    /// if it was handed over.
+    async fn grant(&mut self, standing: Standing) -> Option<Standing> {
+        while self.anybody_waits() {
+            let waiter = self.waiters.pop_front()?;
+            if !Arc::ptr_eq(&waiter.session, &standing.session) {
+                // The ticket is under the lease of a session whose waiter gave up.
+                self.waiters.push_front(waiter);
+                return self.leave(standing, None).await;
+            }
+            let core = HoldCore::new(
+                standing.session.clone(),
+                self.name.clone(),
+                standing.ticket.clone(),
+                standing.token,
+                standing.lease.clone(),
+            );
+            let hold = Hold::new(core.clone());
+            if let Err(Ok(Some(untaken))) = waiter.reply.send(Ok(Some(hold))) {
+                untaken.forget();
+                continue;
+            }
+            tracing::debug!(target: "etcdlock::grant", name = &*self.name, token = standing.token);
+            let release = self.held(&standing, &core).await;
+            return match release {
+                Ended::Released(reply) => self.leave(standing, reply).await,
+                Ended::Lost => None,
+            };
+        }
+        self.leave(standing, None).await
+    }
+
+    /// Waits until the hold is released or lost.
+    async fn held(&mut self, standing: &Standing, core: &Arc<HoldCore>) -> Ended {
+        let whole_queue = Follow::Queue(self.name.clone());
+        if self.following.as_ref().is_some_and(|following| following.what != whole_queue) {
+            self.following = None;
+        }
+        let start = Instant::now();
+        let max_hold = standing.session.options.max_hold;
+        // What our own transaction, or an ordered event, has told us about our key.
+        let mut seen = standing.ahead.revision;
+        let mut checking: Option<oneshot::Receiver<Result<Look, Trouble>>> = None;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                loss = standing.lease.lost.lost() => {
+                    core.lose(loss);
+                    break Ended::Lost;
+                }
+                // A guarded write was refused.
+                _ = core.lost.lost() => break Ended::Lost,
+                command = self.inbox.recv() => match command {
+                    Some(Command::Release { token, reply }) if token == standing.token => break Ended::Released(reply),
+                    Some(command) => {
+                        self.take(command, true);
+                        self.waiters.retain(|waiter| !waiter.is_gone());
+                        self.gave_up.clear();
+                    }
+                    None => break Ended::Released(None),
+                },
+                change = next_change(&mut self.following) => match change {
+                    Change::Since(revision) if revision > seen => checking = Some(self.check(standing)),
+                    Change::Gone { key, revision } if key == standing.ticket.key && revision > standing.token => {
+                        core.lose(Loss::KeyDeleted);
+                        break Ended::Lost;
+                    }
+                    _ => {}
+                },
+                Ok(checked) = async { match &mut checking { Some(checking) => checking.await, None => std::future::pending().await } } => {
+                    checking = None;
+                    match checked {
+                        Ok(look) if !look.present && look.ahead.revision >= standing.token => {
+                            core.lose(Loss::KeyDeleted);
+                            break Ended::Lost;
+                        }
+                        Ok(look) => seen = seen.max(look.ahead.revision),
+                        Err(_) => checking = Some(self.check(standing)),
+                    }
+                },
+                _ = sleep_until(start + LASTS), if self.following.is_none() => self.follow(Follow::Ticket(standing.ticket.key.clone())),
+                _ = sleep_until(start + max_hold.unwrap_or_default()), if max_hold.is_some() => {
+                    core.lose(Loss::MaxHold);
+                    break Ended::Released(None);
+                }
+            }
+        };
+        if self.following.as_ref().is_some_and(|following| following.what != whole_queue) {
+            self.following = None;
+        }
+        ended
+    }
+
+    /// Looks whether our ticket is still there, without keeping the inbox waiting.
+    fn check(&self, standing: &Standing) -> oneshot::Receiver<Result<Look, Trouble>> {
+        let (tx, rx) = oneshot::channel();
+        let (store, ticket, token) = (self.service.store.clone(), standing.ticket.clone(), standing.token);
+        self.service.env.spawn(async move {
+            let answer = store.look(&ticket, token).await;
+            if answer.is_err() {
+                sleep(RETRY_AT_FIRST).await;
+            }
+            let _ = tx.send(answer);
+        });
+        rx
+    }
+
+    // ---- leave -----------------------------------------------------------------------------
+
+    /// Takes our ticket out of the queue and, if somebody here waits, puts the next one in by the
+    /// same step. Goes on until the store has answered or the lease has ended, and the key with it.
+    async fn leave(&mut self, standing: Standing, mut reply: Option<oneshot::Sender<Result<()>>>) -> Option<Standing> {
+        let mut retry = Retry::new();
+        let mut sent_before = false;
+        let mut may_put = true;
+        // Chosen once: a copy of the first request may be applied after the second was sent.
+        let mut next: Option<(Ticket, Arc<Lease>, Arc<SessionCore>)> = None;
+        loop {
+            if next.is_none() && may_put && !sent_before && self.anybody_waits() {
+                next = self.waiters.front().and_then(|waiter| {
+                    let lease = waiter.session.lease_now()?;
+                    Some((waiter.session.ticket(&lease, &self.name), lease, waiter.session.clone()))
+                });
+            }
+            let leaving = Leaving {
+                ticket: &standing.ticket,
+                token: (standing.token != UNKNOWN).then_some(standing.token),
+                void: standing.doubtful && may_put,
+                next: next.as_ref().map(|(ticket, ..)| ticket),
+            };
+            match self.service.store.leave(leaving).await {
+                Ok(left) => {
+                    self.service.note_trouble(None);
+                    let handed_over = match (left.next, next) {
+                        (Some(entered), Some((ticket, lease, session))) => {
+                            self.lease = Some(lease.clone());
+                            Some(Standing::new(ticket, lease, session, entered, false))
+                        }
+                        _ => None,
+                    };
+                    if handed_over.is_none() && !self.anybody_waits() {
+                        self.set_idle();
+                    }
+                    // An absent ticket after a first request without an answer was most likely
+                    // taken out by that request.
+                    let gone = !left.was_present && !sent_before;
+                    if let Some(reply) = reply {
+                        let lost = || Error::lost(&self.name, standing.token, &Loss::KeyDeleted);
+                        let _ = reply.send(if gone { Err(lost()) } else { Ok(()) });
+                    }
+                    return handed_over;
+                }
+                Err(Trouble::Unavailable(why)) => {
+                    sent_before = true;
+                    self.service.note_trouble(Some(why));
+                }
+                Err(Trouble::LeaseGone) if next.is_none() => {
+                    standing.lease.lost.lose(Loss::LeaseGone);
+                }
+                // One of two leases is gone, or a full database refuses what is put. Deleting alone
+                // still works.
+                Err(_) if may_put && (next.is_some() || standing.doubtful) => {
+                    may_put = false;
+                    if let (true, Some((ticket, lease, session))) = (sent_before, next.take()) {
+                        // An earlier copy of this request may have put it.
+                        let unknown = self.withdraw(ticket, lease, session);
+                        Box::pin(unknown).await;
+                    }
+                    continue;
+                }
+                Err(refusal) => {
+                    if let Some(reply) = reply.take() {
+                        let kind = self.error_of(&refusal).kind();
+                        let text = format!("the key of the lock {:?} cannot be deleted: {refusal}; it goes with its lease", self.name);
+                        let _ = reply.send(Err(Error::new(kind, text)));
+                    }
+                }
+            }
+            if let Some(loss) = standing.lease.loss(self.service.env.now()) {
+                if let Some(reply) = reply {
+                    let _ = reply.send(Err(Error::lost(&self.name, standing.token, &loss)));
+                }
+                return None;
+            }
+            retry.pause().await;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.service.forget(&self.name);
+            if let Some(lease) = &self.lease {
+                lease.lost.lose(Loss::Internal);
+            }
+        }
+    }
+}
+
+enum Ended {
+    Released(Option<oneshot::Sender<Result<()>>>),
+    Lost,
+}
+
+impl Standing {
+    fn new(ticket: Ticket, lease: Arc<Lease>, session: Arc<SessionCore>, entered: Entered, doubtful: bool) -> Self {
+        Standing { ticket, lease, session, token: entered.token, ahead: entered.ahead, doubtful }
+    }
+}
+
+async fn next_change(following: &mut Option<Following>) -> Change {
+    let Some(following) = following else { return std::future::pending().await };
+    let change = following.changes.next().await;
+    if let Change::Since(revision) = change {
+        following.since = Some(revision);
+    }
+    change
+}
+
+/// Growing pauses between attempts, spread so that clients do not come in step.
+pub(crate) struct Retry(Duration);
+
+impl Retry {
+    pub(crate) fn new() -> Self {
+        Retry(RETRY_AT_FIRST)
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0.mul_f64(0.75 + 0.5 * fastrand::f64());
+        self.0 = (self.0 * 2).min(RETRY_AT_MOST);
+        pause
+    }
+
+    pub(crate) async fn pause(&mut self) {
+        sleep(self.next()).await;
+    }
+}

@@ -1,0 +1,165 @@
+//! The library's two threads, and what a fork does to them.
+//!
+//! `etcdlock-io` runs every lease, queue and timer. No foreign code ever runs on it, so a caller
+//! that blocks cannot cost a lease. `etcdlock-notify` runs callbacks; it may be slow.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use crate::clock::{BootClock, Clock};
+use crate::error::{Error, Result};
+use crate::service::Services;
+use crate::session::Sessions;
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// What core needs from around it: where tasks run, where callbacks run, and the time.
+#[derive(Clone)]
+pub(crate) struct Env {
+    io: tokio::runtime::Handle,
+    notify: mpsc::Sender<Callback>,
+    clock: Arc<dyn Clock>,
+    pid: u32,
+    pub(crate) services: Arc<Services>,
+    pub(crate) sessions: Arc<Sessions>,
+}
+
+impl Env {
+    /// The threads of this process, started on first use. After a fork the child gets its own.
+    pub(crate) fn of_process() -> Result<Env> {
+        // A chain instead of a lock: a lock could be held by another thread at the moment of a fork.
+        let mut link = CHAIN.get_or_init(Link::new);
+        while link.pid != std::process::id() {
+            link = link.next.get_or_init(|| Box::new(Link::new()));
+        }
+        link.env.clone()
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// Runs a task on the io thread.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
+        self.io.spawn(task).abort_handle()
+    }
+
+    /// Runs foreign code on the notify thread.
+    pub(crate) fn call_back(&self, callback: impl FnOnce() + Send + 'static) {
+        // It fails only once the thread is gone, at the end of the process.
+        let _ = self.notify.send(Box::new(callback));
+    }
+
+    /// Whether this is the process that made the threads.
+    pub(crate) fn is_forked(&self) -> bool {
+        if FORKS_ARE_COUNTED.load(Ordering::Relaxed) {
+            return self.pid != CURRENT_PID.load(Ordering::Relaxed);
+        }
+        self.pid != std::process::id()
+    }
+
+    pub(crate) fn check_fork(&self) -> Result<()> {
+        if self.is_forked() { Err(Error::forked()) } else { Ok(()) }
+    }
+}
+
+/// For bindings, which may use `unsafe` to call `pthread_atfork`: call once at load time, and then
+/// in the child after every fork. It spares a system call in every `is_held()`.
+#[doc(hidden)]
+pub fn note_process_id() {
+    CURRENT_PID.store(std::process::id(), Ordering::Relaxed);
+    FORKS_ARE_COUNTED.store(true, Ordering::Relaxed);
+}
+
+static CURRENT_PID: AtomicU32 = AtomicU32::new(0);
+static FORKS_ARE_COUNTED: AtomicBool = AtomicBool::new(false);
+static CHAIN: OnceLock<Link> = OnceLock::new();
+
+/// The threads of one process, and the way to those of its children.
+struct Link {
+    pid: u32,
+    env: Result<Env>,
+    next: OnceLock<Box<Link>>,
+}
+
+impl Link {
+    fn new() -> Link {
+        let pid = std::process::id();
+        let env = start_threads(pid)
+            .map_err(|error| Error::new(crate::ErrorKind::Unavailable, format!("the threads of etcdlock cannot be started: {error}")));
+        Link { pid, env, next: OnceLock::new() }
+    }
+}
+
+thread_local! {
+    static MUST_NOT_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a blocking call on this thread could never return.
+pub(crate) fn must_not_block() -> bool {
+    MUST_NOT_BLOCK.get()
+}
+
+fn start_threads(pid: u32) -> std::io::Result<Env> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let io = runtime.handle().clone();
+    let (notify, callbacks) = mpsc::channel::<Callback>();
+
+    // The new threads inherit the mask: the program's signals go to the program's threads.
+    let mut before = SigSet::empty();
+    let masked = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).is_ok();
+    let started = std::thread::Builder::new()
+        .name("etcdlock-io".into())
+        .spawn(move || {
+            MUST_NOT_BLOCK.set(true);
+            runtime.block_on(std::future::pending::<()>());
+        })
+        .and_then(|_| {
+            std::thread::Builder::new().name("etcdlock-notify".into()).spawn(move || {
+                MUST_NOT_BLOCK.set(true);
+                for callback in callbacks {
+                    // The panic belongs to the caller's code; the next callback must still run.
+                    let _ = catch_unwind(AssertUnwindSafe(callback));
+                }
+            })
+        });
+    if masked {
+        let _ = before.thread_set_mask();
+    }
+    started?;
+    Ok(Env { io, notify, clock: Arc::new(BootClock), pid, services: Arc::default(), sessions: Arc::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_threads_take_no_signals() {
+        let env = Env::of_process().unwrap();
+        let (tx, rx) = mpsc::channel();
+        let from_io = tx.clone();
+        env.spawn(async move { from_io.send(SigSet::thread_get_mask().unwrap()).unwrap() });
+        env.call_back(move || tx.send(SigSet::thread_get_mask().unwrap()).unwrap());
+        for _ in 0..2 {
+            let mask = rx.recv().unwrap();
+            assert!(mask.contains(nix::sys::signal::Signal::SIGINT) && mask.contains(nix::sys::signal::Signal::SIGTERM));
+        }
+        assert!(!SigSet::thread_get_mask().unwrap().contains(nix::sys::signal::Signal::SIGINT));
+    }
+
+    #[test]
+    fn a_callback_that_panics_does_not_stop_the_next() {
+        let env = Env::of_process().unwrap();
+        let (tx, rx) = mpsc::channel();
+        env.call_back(|| panic!("a panic on purpose, from a callback"));
+        env.call_back(move || tx.send(must_not_block()).unwrap());
+        assert!(rx.recv().unwrap());
+    }
+}

@@ -1,0 +1,107 @@
+//! A lock service as this process uses it: one store, and the process's places in its queues.
+//! Sessions of the same target and credentials share it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::error::Result;
+use crate::options::{Address, Connection};
+use crate::place::{Command, Place};
+use crate::runtime::Env;
+use crate::store::Store;
+use crate::store::etcd::EtcdStore;
+use crate::store::memory::MemoryStore;
+
+pub(crate) struct Service {
+    pub(crate) env: Env,
+    pub(crate) store: Arc<dyn Store>,
+    /// The target, for messages.
+    pub(crate) address: String,
+    places: Mutex<HashMap<Arc<str>, Door>>,
+    trouble: Mutex<Option<String>>,
+}
+
+/// The way to a place.
+struct Door {
+    commands: UnboundedSender<Command>,
+    busy: Arc<AtomicBool>,
+}
+
+/// The services in use by this process.
+pub(crate) type Services = Mutex<HashMap<(Address, Connection), Weak<Service>>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Service {
+    /// The service of a target, shared with the sessions that use it already.
+    pub(crate) fn of(env: &Env, address: Address, connection: Connection) -> Result<Arc<Service>> {
+        let mut services = lock(&env.services);
+        services.retain(|_, service| service.strong_count() > 0);
+        let key = (address, connection);
+        if let Some(service) = services.get(&key).and_then(Weak::upgrade) {
+            return Ok(service);
+        }
+        let store: Arc<dyn Store> = match &key.0 {
+            Address::Memory(_) => Arc::new(MemoryStore::new(env.clone())),
+            Address::Etcd(urls) => Arc::new(EtcdStore::new(urls, &key.1, env.clone())?),
+        };
+        let service = Arc::new(Service {
+            env: env.clone(),
+            store,
+            address: key.0.to_string(),
+            places: Mutex::default(),
+            trouble: Mutex::default(),
+        });
+        services.insert(key, Arc::downgrade(&service));
+        Ok(service)
+    }
+
+    /// Passes a command to the place of a name. A waiter makes the place if there is none; to
+    /// anything else an absent place has nothing to say.
+    pub(crate) fn submit(self: &Arc<Self>, name: &Arc<str>, command: Command) {
+        let mut places = lock(&self.places);
+        if let Some(door) = places.get(name) {
+            // The place takes itself off the list before it stops listening.
+            let _ = door.commands.send(command);
+        } else if matches!(command, Command::Lock(_)) {
+            let (commands, inbox) = unbounded_channel();
+            let busy = Arc::new(AtomicBool::new(true));
+            let _ = commands.send(command);
+            places.insert(name.clone(), Door { commands, busy: busy.clone() });
+            self.env.spawn(Place::new(self.clone(), name.clone(), inbox, busy).run());
+        }
+    }
+
+    /// Whether this process holds the name or waits for it: then a try need not ask the store.
+    pub(crate) fn is_busy(&self, name: &str) -> bool {
+        lock(&self.places).get(name).is_some_and(|door| door.busy.load(Ordering::Acquire))
+    }
+
+    /// Takes a place with nothing to do off the list; false if a command has just come in.
+    pub(crate) fn retire(&self, name: &str, inbox: &UnboundedReceiver<Command>) -> bool {
+        let mut places = lock(&self.places);
+        if !inbox.is_empty() {
+            return false;
+        }
+        places.remove(name);
+        true
+    }
+
+    pub(crate) fn forget(&self, name: &str) {
+        lock(&self.places).remove(name);
+    }
+
+    /// Remembers what went wrong last, for the message of a call that runs out of time.
+    pub(crate) fn note_trouble(&self, trouble: Option<String>) {
+        *lock(&self.trouble) = trouble;
+    }
+
+    pub(crate) fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
+    }
+}

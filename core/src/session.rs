@@ -1,0 +1,597 @@
+//! A session: a service and one lease, renewed until the session is closed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Error, ErrorKind, Loss, Result};
+use crate::lease::Lease;
+use crate::mutex::Mutex;
+use crate::options::{DEFAULT_REQUEST_TIMEOUT, Options, Target, check_name};
+use crate::pending::Pending;
+use crate::place::{Command, Retry};
+use crate::runtime::Env;
+use crate::service::Service;
+use crate::store::{LeaseId, Ticket, Trouble};
+
+/// The open sessions of this process, so that its end can close them.
+pub(crate) type Sessions = StdMutex<Vec<Weak<SessionCore>>>;
+
+pub(crate) struct SessionCore {
+    pub(crate) service: Arc<Service>,
+    pub(crate) options: Options,
+    pub(crate) stats: Counters,
+    owner: String,
+    host: String,
+    leases: watch::Sender<LeaseState>,
+    closing: watch::Sender<bool>,
+    last_ticket: AtomicU64,
+}
+
+#[derive(Clone)]
+enum LeaseState {
+    Alive(Arc<Lease>),
+    /// On the way to a new lease; with the reason if it was refused.
+    Seeking(Option<Error>),
+    /// With `gone`, the lease is known to have ended in the store.
+    Closed { gone: bool },
+}
+
+impl SessionCore {
+    /// The lease, waiting for a new one after a loss.
+    pub(crate) async fn lease(&self) -> Result<Arc<Lease>> {
+        let mut states = self.leases.subscribe();
+        loop {
+            match &*states.borrow_and_update() {
+                LeaseState::Alive(lease) if lease.is_alive(self.service.env.now()) => return Ok(lease.clone()),
+                LeaseState::Seeking(Some(refusal)) => return Err(refusal.clone()),
+                LeaseState::Closed { .. } => return Err(self.closed()),
+                LeaseState::Alive(_) | LeaseState::Seeking(None) => {}
+            }
+            if states.changed().await.is_err() {
+                return Err(self.closed());
+            }
+        }
+    }
+
+    pub(crate) fn lease_now(&self) -> Option<Arc<Lease>> {
+        match &*self.leases.borrow() {
+            LeaseState::Alive(lease) if lease.is_alive(self.service.env.now()) => Some(lease.clone()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.service.env.check_fork()?;
+        if *self.closing.borrow() { Err(self.closed()) } else { Ok(()) }
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(ErrorKind::Closed, format!("the session at {} has been closed; connect anew", self.service.address))
+    }
+
+    /// `: what went wrong last`, or nothing.
+    pub(crate) fn because_of_trouble(&self) -> String {
+        self.service.trouble().map(|why| format!(" (last trouble: {why})")).unwrap_or_default()
+    }
+
+    /// A new ticket under this lease. Its key is never used again.
+    pub(crate) fn ticket(&self, lease: &Lease, name: &Arc<str>) -> Ticket {
+        let n = self.last_ticket.fetch_add(1, Ordering::Relaxed) + 1;
+        // The wall clock is for people only.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let card = Card {
+            owner: self.owner.as_str().into(),
+            host: self.host.as_str().into(),
+            pid: std::process::id(),
+            language: self.options.language.into(),
+            since,
+        };
+        let value = serde_json::to_string(&card).unwrap_or_default().into();
+        Ticket { name: name.clone(), key: format!("{name}/{:x}-{n:x}", lease.id), lease: lease.id, value }
+    }
+
+    /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
+    async fn keep(self: Arc<Self>, first: Arc<Lease>) {
+        let guard = KeeperGuard(self.clone());
+        let mut closing = self.closing.subscribe();
+        let mut lease = first;
+        loop {
+            let loss = tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => Loss::Closed,
+                loss = lease.lost.lost() => loss,
+                loss = self.renew(&lease) => loss,
+            };
+            lease.lost.lose(loss);
+            let closed = *self.closing.borrow();
+            if closed {
+                self.leases.send_replace(LeaseState::Closed { gone: false });
+                self.end(&lease).await;
+                self.leases.send_replace(LeaseState::Closed { gone: true });
+                break;
+            }
+            self.leases.send_replace(LeaseState::Seeking(None));
+            self.stats.leases_lost.fetch_add(1, Ordering::Relaxed);
+            let (core, old) = (self.clone(), lease.clone());
+            self.service.env.spawn(async move { core.end(&old).await });
+            let next = tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => None,
+                next = self.another_lease() => Some(next),
+            };
+            let Some(next) = next else {
+                self.leases.send_replace(LeaseState::Closed { gone: true });
+                break;
+            };
+            lease = next;
+            self.leases.send_replace(LeaseState::Alive(lease.clone()));
+        }
+        std::mem::forget(guard);
+    }
+
+    /// Renews at every third of the TTL, at once again after a failure, until the lease is lost.
+    async fn renew(&self, lease: &Lease) -> Loss {
+        let env = &self.service.env;
+        let third = lease.ttl / 3;
+        let mut next = env.now() + third;
+        let mut retry = Retry::new();
+        loop {
+            let now = env.now();
+            if now >= lease.deadline() {
+                return Loss::Deadline;
+            }
+            if now < next {
+                // In short steps: this sleep does not see the time of a suspended machine.
+                sleep(next.min(lease.deadline()).saturating_sub(now).min(Duration::from_millis(500))).await;
+                continue;
+            }
+            let left = lease.deadline().saturating_sub(now);
+            let limit = (lease.ttl / 6).min(Duration::from_secs(2));
+            self.stats.renewals.fetch_add(1, Ordering::Relaxed);
+            match timeout(left, self.service.store.renew_lease(lease.id, limit)).await {
+                Ok(Ok(())) => {
+                    lease.renewed(now, env.now());
+                    next = now + third;
+                    retry = Retry::new();
+                }
+                Ok(Err(Trouble::LeaseGone)) => return Loss::LeaseGone,
+                Ok(Err(trouble)) => {
+                    self.service.note_trouble(Some(trouble.to_string()));
+                    tracing::info!(target: "etcdlock::renewal", lease = lease.id, %trouble, "renewal failed, trying again");
+                    next = env.now() + retry.next().min(third);
+                }
+                Err(_) => return Loss::Deadline,
+            }
+        }
+    }
+
+    async fn another_lease(&self) -> Arc<Lease> {
+        let mut retry = Retry::new();
+        loop {
+            match open_lease(&self.service, &self.options).await {
+                Ok(lease) => return Arc::new(lease),
+                Err(trouble) => {
+                    self.service.note_trouble(Some(trouble.to_string()));
+                    if let Trouble::Denied(_) | Trouble::Refused(_) = trouble {
+                        self.leases.send_replace(LeaseState::Seeking(Some(self.connect_error(&trouble))));
+                    }
+                }
+            }
+            retry.pause().await;
+        }
+    }
+
+    fn connect_error(&self, trouble: &Trouble) -> Error {
+        connect_error(&self.service.address, trouble)
+    }
+
+    /// Ends a lease, and with it every key that is still under it, as soon as the store can be
+    /// reached. Not longer than the lease can live.
+    async fn end(&self, lease: &Lease) {
+        let until = lease.deadline().max(self.service.env.now()) + lease.ttl;
+        let mut retry = Retry::new();
+        while self.service.env.now() < until {
+            match self.service.store.close_lease(lease.id).await {
+                Ok(()) => return,
+                Err(trouble) => self.service.note_trouble(Some(trouble.to_string())),
+            }
+            retry.pause().await;
+        }
+    }
+
+    fn start_closing(&self) {
+        self.closing.send_replace(true);
+    }
+
+    async fn closed_within(&self, limit: Duration) -> Result<()> {
+        let mut states = self.leases.subscribe();
+        let gone = states.wait_for(|state| matches!(state, LeaseState::Closed { gone: true }));
+        match timeout(limit, gone).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "the session is closed here, but {} has not confirmed it within {limit:?}{}; its lease ends by itself within {:?}",
+                    self.service.address,
+                    self.because_of_trouble(),
+                    self.options.ttl
+                ),
+            )),
+        }
+    }
+}
+
+/// Closes the session if its keeper panics, so that nobody believes in a lease that nobody renews.
+struct KeeperGuard(Arc<SessionCore>);
+
+impl Drop for KeeperGuard {
+    fn drop(&mut self) {
+        if let LeaseState::Alive(lease) = self.0.leases.send_replace(LeaseState::Closed { gone: false }) {
+            lease.lost.lose(Loss::Internal);
+        }
+    }
+}
+
+fn connect_error(address: &str, trouble: &Trouble) -> Error {
+    match trouble {
+        Trouble::Denied(why) => Error::new(ErrorKind::Denied, format!("{address} refuses the session: {why}; check user, password and certificates")),
+        other => Error::new(ErrorKind::Unavailable, format!("{address} cannot be used: {other}")),
+    }
+}
+
+async fn open_lease(service: &Service, options: &Options) -> Result<Lease, Trouble> {
+    let asked = service.env.now();
+    let (id, ttl): (LeaseId, Duration) = service.store.open_lease(options.ttl_seconds()).await?;
+    Ok(Lease::granted(id, ttl, asked))
+}
+
+/// A connection to where locks live, with one lease that is renewed until the session is closed.
+///
+/// Any number of mutexes, threads and tasks may share a session. If its lease is lost, its holds
+/// are lost, and the session gets itself a new lease: waiters go on waiting and new locks work.
+/// Clones are the same session. It is closed in the background when the last clone and the last
+/// mutex made from it are dropped; [`close`](Self::close) waits for that.
+#[derive(Clone)]
+pub struct Session {
+    handle: Arc<Handle>,
+}
+
+/// The user's side of a session: when it goes, the session is closed.
+pub(crate) struct Handle {
+    pub(crate) core: Arc<SessionCore>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.core.service.env.is_forked() {
+            self.core.start_closing();
+        }
+    }
+}
+
+impl Session {
+    /// Connects and opens a lease.
+    ///
+    /// `target` is `"127.0.0.1:2379"`, `"http://a:2379,http://b:2379"`, `"https://…"`, a list of
+    /// those, or `"memory:NAME"` (in this process; the same NAME is the same place while a session
+    /// is open there). Empty: `$ETCDLOCK_ENDPOINTS`, else `127.0.0.1:2379`.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](ErrorKind::Invalid) at once for a bad target or option.
+    /// [`Denied`](ErrorKind::Denied) at once for wrong credentials.
+    /// [`Unavailable`](ErrorKind::Unavailable) after the connect timeout, with endpoint and cause.
+    pub fn connect(target: impl Into<Target>, options: Options) -> Pending<Session> {
+        let target = target.into();
+        let start = || {
+            options.check()?;
+            let env = Env::of_process()?;
+            let connection = options.connection();
+            let address = target.parse(&connection)?;
+            Ok((env, address, connection))
+        };
+        match start() {
+            Ok((env, address, connection)) => {
+                let io = env.clone();
+                Pending::start(&env, async move {
+                    let service = Service::of(&io, address, connection)?;
+                    Session::open(service, options).await
+                })
+            }
+            Err(error) => Pending::ready(Err(error)),
+        }
+    }
+
+    async fn open(service: Arc<Service>, options: Options) -> Result<Session> {
+        let mut last_trouble = None;
+        let first = timeout(options.connect_timeout, async {
+            let mut retry = Retry::new();
+            loop {
+                match open_lease(&service, &options).await {
+                    Ok(lease) => return Ok(lease),
+                    Err(trouble @ (Trouble::Denied(_) | Trouble::Refused(_))) => {
+                        return Err(connect_error(&service.address, &trouble));
+                    }
+                    Err(trouble) => last_trouble = Some(trouble.to_string()),
+                }
+                retry.pause().await;
+            }
+        });
+        let lease = match first.await {
+            Ok(lease) => Arc::new(lease?),
+            Err(_) => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!(
+                        "no etcd could be reached at {} within {:?}: {}; check that it runs there, or give another target",
+                        service.address,
+                        options.connect_timeout,
+                        last_trouble.as_deref().unwrap_or("no answer")
+                    ),
+                ));
+            }
+        };
+        let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok()).unwrap_or_else(|| "localhost".into());
+        let core = Arc::new(SessionCore {
+            owner: options.owner.clone().unwrap_or_else(|| format!("{host}:{}", std::process::id())),
+            host,
+            leases: watch::Sender::new(LeaseState::Alive(lease.clone())),
+            closing: watch::Sender::new(false),
+            last_ticket: AtomicU64::new(0),
+            stats: Counters::default(),
+            service,
+            options,
+        });
+        {
+            let mut sessions = core.service.env.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.retain(|session| session.strong_count() > 0);
+            sessions.push(Arc::downgrade(&core));
+        }
+        core.service.env.spawn(core.clone().keep(lease));
+        Ok(Session { handle: Arc::new(Handle { core }) })
+    }
+
+    fn core(&self) -> &Arc<SessionCore> {
+        &self.handle.core
+    }
+
+    /// A mutex of this name. Cheap and local: nothing is sent. Mutexes of one name exclude each
+    /// other, in one session or across the world.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](ErrorKind::Invalid) for a name that is empty, over 1,024 bytes, or has a NUL.
+    pub fn mutex(&self, name: &str) -> Result<Mutex> {
+        self.core().check_open()?;
+        Ok(Mutex::new(self.handle.clone(), self.full_name(name)?))
+    }
+
+    fn full_name(&self, name: &str) -> Result<Arc<str>> {
+        check_name(name)?;
+        let full = format!("{}{name}", self.core().options.namespace);
+        check_name(&full)?;
+        Ok(full.into())
+    }
+
+    /// Who holds the lock of this name and who waits for it, in the order of the queue. Entries of
+    /// etcd's own clients show too, without the details that only ours give.
+    pub fn inspect(&self, name: &str) -> Pending<Vec<Contender>> {
+        let full_name = match self.core().check_open().and_then(|()| self.full_name(name)) {
+            Ok(full_name) => full_name,
+            Err(error) => return Pending::ready(Err(error)),
+        };
+        let core = self.core().clone();
+        Pending::start(&self.core().service.env, async move {
+            let mut retry = Retry::new();
+            let looking = timeout(DEFAULT_REQUEST_TIMEOUT, async {
+                loop {
+                    match core.service.store.contenders(&full_name).await {
+                        Ok(entries) => return Ok(entries),
+                        Err(trouble @ Trouble::Unavailable(_)) => core.service.note_trouble(Some(trouble.to_string())),
+                        Err(trouble) => return Err(core.connect_error(&trouble)),
+                    }
+                    retry.pause().await;
+                }
+            });
+            let entries = looking.await.unwrap_or_else(|_| {
+                let text = format!("no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}", core.service.address, core.because_of_trouble());
+                Err(Error::new(ErrorKind::Unavailable, text))
+            })?;
+            let contenders = entries.into_iter().enumerate();
+            Ok(contenders.map(|(place, entry)| Contender::new(place == 0, entry.key, entry.revision, &entry.value)).collect())
+        })
+    }
+
+    /// The TTL that the store granted, which may be longer than what was asked for.
+    pub fn ttl(&self) -> Duration {
+        self.core().lease_now().map_or(self.core().options.ttl, |lease| lease.ttl)
+    }
+
+    /// The id of the lease, which changes when the session had to get a new one; `None` while it
+    /// has none. `etcdctl lease timetolive` takes it in hexadecimal.
+    pub fn lease_id(&self) -> Option<i64> {
+        self.core().lease_now().map(|lease| lease.id)
+    }
+
+    /// What the session has done so far.
+    pub fn stats(&self) -> Stats {
+        self.core().stats.read(self.core().service.store.requests())
+    }
+
+    /// Releases all holds, revokes the lease and ends the session for all its clones. The result is
+    /// there when the store has confirmed it, at the latest after `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) without a confirmation in time: closed here, and the
+    /// lease ends by itself within its TTL.
+    pub fn close(&self, limit: Duration) -> Pending<()> {
+        let env = &self.core().service.env;
+        if let Err(error) = env.check_fork() {
+            return Pending::ready(Err(error));
+        }
+        self.core().start_closing();
+        let core = self.core().clone();
+        Pending::start(env, async move { core.closed_within(limit).await })
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("target", &self.core().service.address).field("lease", &self.lease_id()).finish()
+    }
+}
+
+/// Closes every session of this process, for its end: at most `limit` in all. Returns whether all
+/// of them confirmed it. In a forked child it does nothing.
+pub fn shutdown(limit: Duration) -> bool {
+    let Ok(env) = Env::of_process() else { return true };
+    let sessions: Vec<_> = {
+        let sessions = env.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.iter().filter_map(Weak::upgrade).collect()
+    };
+    if sessions.is_empty() {
+        return true;
+    }
+    sessions.iter().for_each(|session| session.start_closing());
+    let all = Pending::start(&env, async move {
+        let closed = async {
+            for session in sessions {
+                session.closed_within(Duration::MAX).await?;
+            }
+            Ok(())
+        };
+        timeout(limit, closed).await.unwrap_or_else(|_| Err(Error::cancelled()))
+    });
+    // The io thread keeps to the limit; the second one is for the case that it is gone.
+    matches!(all.wait_for(limit + Duration::from_millis(200)), Some(Ok(())))
+}
+
+/// What a ticket tells about its owner. Readers must do without any of it.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default)]
+struct Card<'a> {
+    owner: std::borrow::Cow<'a, str>,
+    host: std::borrow::Cow<'a, str>,
+    pid: u32,
+    language: std::borrow::Cow<'a, str>,
+    /// Milliseconds since 1970.
+    since: u64,
+}
+
+/// One who holds a lock or waits for it, as [`Session::inspect`] shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Contender {
+    /// Whether this one is first in the queue, and so holds the lock.
+    pub is_holder: bool,
+    /// The owner's label; empty for entries of other clients.
+    pub owner: String,
+    /// The host it runs on; empty if unknown.
+    pub host: String,
+    /// Its process id; 0 if unknown.
+    pub pid: u32,
+    /// The language it is written in; empty if unknown.
+    pub language: String,
+    /// The fencing token it has, or will have when it holds the lock.
+    pub token: i64,
+    /// How long ago it entered the queue, by the clocks of the two machines; `None` if unknown.
+    pub age: Option<Duration>,
+    /// Its key in the store.
+    pub key: String,
+}
+
+impl Contender {
+    fn new(is_holder: bool, key: String, token: i64, value: &[u8]) -> Self {
+        let card: Card<'_> = serde_json::from_slice(value).unwrap_or_default();
+        let age = (card.since > 0).then(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            now.saturating_sub(Duration::from_millis(card.since))
+        });
+        Contender {
+            is_holder,
+            owner: card.owner.into_owned(),
+            host: card.host.into_owned(),
+            pid: card.pid,
+            language: card.language.into_owned(),
+            token,
+            age,
+            key,
+        }
+    }
+}
+
+/// Counters of a session, from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Locks acquired.
+    pub locks: u64,
+    /// Holds lost, for whatever reason.
+    pub holds_lost: u64,
+    /// Leases lost; the session got itself a new one after each.
+    pub leases_lost: u64,
+    /// Renewals sent.
+    pub renewals: u64,
+    /// Requests sent to the store by all sessions that share its connection.
+    pub requests: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    locks: AtomicU64,
+    holds_lost: AtomicU64,
+    leases_lost: AtomicU64,
+    renewals: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn locked(&self) {
+        self.locks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn lost(&self, _loss: &Loss) {
+        self.holds_lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn read(&self, requests: u64) -> Stats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            locks: load(&self.locks),
+            holds_lost: load(&self.holds_lost),
+            leases_lost: load(&self.leases_lost),
+            renewals: load(&self.renewals),
+            requests,
+        }
+    }
+}
+
+/// Tells a place that a waiter gave up, however that came about.
+pub(crate) struct GivesUp<'a> {
+    pub(crate) core: &'a SessionCore,
+    pub(crate) name: &'a Arc<str>,
+    pub(crate) answered: bool,
+}
+
+impl GivesUp<'_> {
+    /// Tells it now and waits a moment until nothing is left of the waiter.
+    pub(crate) async fn now(mut self) {
+        self.answered = true;
+        let (tell, done) = oneshot::channel();
+        self.core.service.submit(self.name, Command::GaveUp(Some(tell)));
+        let _ = timeout(Duration::from_millis(50), done).await;
+    }
+}
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.core.service.submit(self.name, Command::GaveUp(None));
+        }
+    }
+}

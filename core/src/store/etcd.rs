@@ -1,0 +1,295 @@
+//! The protocol on etcd: every step of the lock is one transaction. docs/protocol.md says the same
+//! in words.
+
+mod members;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
+
+use self::members::{Members, Role};
+use self::watch::Watches;
+use super::{
+    Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
+    Store, Ticket, Trouble, is_contender,
+};
+use crate::error::Result;
+use crate::options::Connection;
+use crate::runtime::Env;
+
+pub(crate) struct EtcdStore {
+    members: Arc<Members>,
+    watches: Watches,
+}
+
+impl EtcdStore {
+    pub(crate) fn new(urls: &[String], connection: &Connection, env: Env) -> Result<Self> {
+        let members = Arc::new(Members::new(urls, connection, env.clone())?);
+        Ok(EtcdStore { watches: Watches::new(members.clone(), env), members })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Trouble> {
+        let limit = self.members.request_limit();
+        self.members.call(Role::Queue, limit, |client| async move { client.kv_client().txn(txn).await }).await
+    }
+}
+
+fn prefix(name: &str) -> String {
+    format!("{name}/")
+}
+
+/// Beside the queue, not in it: every key under `<name>/` is a contender to etcd's Go clients.
+fn void_key(ticket: &Ticket) -> String {
+    let entry = ticket.key.strip_prefix(&*ticket.name).unwrap_or(&ticket.key);
+    format!("{}.void-{}", ticket.name, entry.trim_start_matches('/'))
+}
+
+fn get_key(key: &str) -> TxnOp {
+    TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
+}
+
+/// The head of the queue, enough to know everybody ahead when they are few.
+fn get_head(name: &str) -> TxnOp {
+    let oldest = GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 2);
+    TxnOp::get(prefix(name), Some(oldest.with_sort(SortTarget::Create, SortOrder::Ascend)))
+}
+
+fn put(ticket: &Ticket) -> TxnOp {
+    TxnOp::put(ticket.key.as_str(), &*ticket.value, Some(PutOptions::new().with_lease(ticket.lease)))
+}
+
+fn revision_of(answer: &TxnResponse) -> Result<Revision, Trouble> {
+    answer.header().map(|header| header.revision()).ok_or_else(|| odd("no header"))
+}
+
+fn odd(what: &str) -> Trouble {
+    Trouble::Unavailable(format!("etcd's answer makes no sense: {what}"))
+}
+
+/// The reads in an answer, in their order.
+fn reads(answer: &TxnResponse) -> impl Iterator<Item = GetResponse> {
+    answer.op_responses().into_iter().filter_map(|op| match op {
+        TxnOpResponse::Get(read) => Some(read),
+        _ => None,
+    })
+}
+
+fn next_read(reads: &mut impl Iterator<Item = GetResponse>) -> Result<GetResponse, Trouble> {
+    reads.next().ok_or_else(|| odd("a read is missing"))
+}
+
+fn key_of(kv: &KeyValue) -> String {
+    String::from_utf8_lossy(kv.key()).into_owned()
+}
+
+/// Who is ahead of a ticket with this token, from the oldest keys of its queue.
+fn ahead_in_head(head: &GetResponse, name: &str, token: Revision, revision: Revision) -> Ahead {
+    let older = head.kvs().iter().take_while(|kv| kv.create_revision() < token);
+    let all_are_older = older.clone().count() == head.kvs().len();
+    let mut keys: Vec<_> = older.filter(|kv| is_contender(name, kv.key())).map(key_of).collect();
+    keys.reverse();
+    Ahead { revision, keys: (!(head.more() && all_are_older)).then_some(keys) }
+}
+
+impl Store for EtcdStore {
+    fn open_lease(&self, ttl_seconds: i64) -> Reply<'_, (LeaseId, Duration)> {
+        Box::pin(async move {
+            let limit = self.members.request_limit();
+            let grant = |client: Arc<etcd_client::Client>| async move { client.lease_client().grant(ttl_seconds, None).await };
+            let granted = self.members.call(Role::Queue, limit, grant).await?;
+            Ok((granted.id(), Duration::from_secs(granted.ttl().unsigned_abs())))
+        })
+    }
+
+    fn renew_lease(&self, lease: LeaseId, limit: Duration) -> Reply<'_, ()> {
+        Box::pin(async move {
+            // A stream for one renewal: nothing to rebuild when it breaks, and each may go to
+            // another member. The client checks the TTL in the answer, which is always the granted
+            // one (`Renew` in etcd's lessor.go).
+            let renew = |client: Arc<etcd_client::Client>| async move { client.lease_client().keep_alive(lease).await };
+            self.members.call(Role::Queue, limit, renew).await.map(|_| ())
+        })
+    }
+
+    fn close_lease(&self, lease: LeaseId) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let limit = self.members.request_limit();
+            let revoke = |client: Arc<etcd_client::Client>| async move { client.lease_client().revoke(lease).await };
+            match self.members.call(Role::Queue, limit, revoke).await {
+                Ok(_) | Err(Trouble::LeaseGone) => Ok(()),
+                Err(trouble) => Err(trouble),
+            }
+        })
+    }
+
+    fn enter<'a>(&'a self, ticket: &'a Ticket) -> Reply<'a, Entered> {
+        Box::pin(async move {
+            let unused = Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, 0);
+            let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
+            let answer = self
+                .txn(
+                    Txn::new()
+                        .when([unused, not_void])
+                        .and_then([get_head(&ticket.name), put(ticket)])
+                        .or_else([get_head(&ticket.name), get_key(&ticket.key)]),
+                )
+                .await?;
+            let revision = revision_of(&answer)?;
+            let mut reads = reads(&answer);
+            let head = next_read(&mut reads)?;
+            let token = if answer.succeeded() {
+                revision
+            } else {
+                let mine = next_read(&mut reads)?;
+                let mine = mine.kvs().first().ok_or(Trouble::Refused("this entry was given up".into()))?;
+                mine.create_revision()
+            };
+            Ok(Entered { token, ahead: ahead_in_head(&head, &ticket.name, token, revision) })
+        })
+    }
+
+    fn enter_if_free<'a>(&'a self, ticket: &'a Ticket) -> Reply<'a, Option<Entered>> {
+        Box::pin(async move {
+            // A comparison over a range holds if it holds for every key, and an empty range compares
+            // as zero.
+            let nobody = Compare::create_revision(prefix(&ticket.name), CompareOp::Equal, 0).with_prefix();
+            let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
+            let answer = self
+                .txn(
+                    Txn::new()
+                        .when([nobody, not_void])
+                        .and_then([put(ticket)])
+                        .or_else([get_head(&ticket.name), get_key(&ticket.key)]),
+                )
+                .await?;
+            let revision = revision_of(&answer)?;
+            if answer.succeeded() {
+                return Ok(Some(Entered { token: revision, ahead: Ahead { revision, keys: Some(Vec::new()) } }));
+            }
+            let mut reads = reads(&answer);
+            let head = next_read(&mut reads)?;
+            if let Some(mine) = next_read(&mut reads)?.kvs().first() {
+                // An earlier copy of this request was applied.
+                let token = mine.create_revision();
+                let ahead = ahead_in_head(&head, &ticket.name, token, revision);
+                return Ok(Some(Entered { token, ahead }));
+            }
+            if head.kvs().iter().any(|kv| is_contender(&ticket.name, kv.key())) {
+                return Ok(None);
+            }
+            // Only keys of nested locks: the comparison cannot tell, so take a place to find out.
+            let entered = self.enter(ticket).await?;
+            if entered.ahead.is_nobody() {
+                return Ok(Some(entered));
+            }
+            self.leave(Leaving { ticket, token: Some(entered.token), void: false, next: None }).await?;
+            Ok(None)
+        })
+    }
+
+    fn leave<'a>(&'a self, leaving: Leaving<'a>) -> Reply<'a, Left> {
+        Box::pin(async move {
+            let Leaving { ticket, token, void, next } = leaving;
+            let mine = match token {
+                Some(token) => Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token),
+                None => Compare::create_revision(ticket.key.as_str(), CompareOp::Greater, 0),
+            };
+            let mut present = vec![TxnOp::delete(ticket.key.as_str(), None)];
+            let mut absent = Vec::new();
+            if let Some(next) = next {
+                present.extend([get_head(&ticket.name), put(next)]);
+                absent.extend([get_head(&ticket.name), get_key(&next.key)]);
+            }
+            if void {
+                // It goes with the lease, like the entry that it keeps out.
+                let marker = TxnOp::put(void_key(ticket), "", Some(PutOptions::new().with_lease(ticket.lease)));
+                present.push(marker.clone());
+                absent.push(marker);
+            }
+            let answer = self.txn(Txn::new().when([mine]).and_then(present).or_else(absent)).await?;
+            let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
+
+            let revision = revision_of(&answer)?;
+            let mut reads = reads(&answer);
+            let head = next_read(&mut reads)?;
+            let token = if answer.succeeded() {
+                revision
+            } else {
+                match next_read(&mut reads)?.kvs().first() {
+                    // An earlier copy of this request was applied.
+                    Some(kv) => kv.create_revision(),
+                    None => return Ok(Left { was_present: false, next: None }),
+                }
+            };
+            let ahead = ahead_in_head(&head, &next.name, token, revision);
+            Ok(Left { was_present: true, next: Some(Entered { token, ahead }) })
+        })
+    }
+
+    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, Look> {
+        Box::pin(async move {
+            let nearest = |limit| {
+                let older = GetOptions::new().with_prefix().with_keys_only().with_limit(limit);
+                let older = older.with_max_create_revision(token - 1);
+                TxnOp::get(prefix(&ticket.name), Some(older.with_sort(SortTarget::Create, SortOrder::Descend)))
+            };
+            // A limit of 0 is none: for a queue in which keys of nested locks take the places.
+            for limit in [NEAR as i64 + 1, 0] {
+                let answer = self.txn(Txn::new().and_then([get_key(&ticket.key), nearest(limit)])).await?;
+                let mut reads = reads(&answer);
+                let mine = next_read(&mut reads)?;
+                let older = next_read(&mut reads)?;
+                let keys = older.kvs().iter().filter(|kv| is_contender(&ticket.name, kv.key()));
+                let keys: Vec<_> = keys.take(NEAR + 1).map(key_of).collect();
+                if keys.len() <= NEAR && older.more() {
+                    continue;
+                }
+                let present = mine.kvs().first().is_some_and(|kv| kv.create_revision() == token);
+                return Ok(Look { present, ahead: Ahead { revision: revision_of(&answer)?, keys: Some(keys) } });
+            }
+            Err(odd("more keys than there are"))
+        })
+    }
+
+    fn follow(&self, what: Follow) -> Changes {
+        self.watches.follow(what)
+    }
+
+    fn guarded<'a>(&'a self, ticket: &'a Ticket, token: Revision, what: &'a Guarded) -> Reply<'a, GuardedAnswer> {
+        Box::pin(async move {
+            let owner = Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token);
+            let op = match what {
+                Guarded::Put { key, value } => TxnOp::put(key.clone(), value.clone(), None),
+                Guarded::Get { key } => TxnOp::get(key.clone(), None),
+                Guarded::Delete { key } => TxnOp::delete(key.clone(), None),
+            };
+            let answer = self.txn(Txn::new().when([owner]).and_then([op])).await?;
+            if !answer.succeeded() {
+                return Ok(GuardedAnswer::NotOwner);
+            }
+            let value = reads(&answer).next().and_then(|read| read.kvs().first().map(|kv| kv.value().to_vec()));
+            Ok(GuardedAnswer::Applied(value))
+        })
+    }
+
+    fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>> {
+        Box::pin(async move {
+            let all = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
+            let read = |client: Arc<etcd_client::Client>| async move { client.kv_client().get(prefix(name), Some(all)).await };
+            let queue = self.members.call(Role::Queue, self.members.request_limit(), read).await?;
+            let contenders = queue.kvs().iter().filter(|kv| is_contender(name, kv.key()));
+            Ok(contenders
+                .map(|kv| Entry { key: key_of(kv), revision: kv.create_revision(), value: kv.value().to_vec() })
+                .collect())
+        })
+    }
+
+    fn requests(&self) -> u64 {
+        self.members.requests()
+    }
+}

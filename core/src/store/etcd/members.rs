@@ -1,0 +1,249 @@
+//! One client per etcd member, and which of them to ask.
+//!
+//! etcd-client's own balancing has no idea of a silent member, so every request here goes to one
+//! member within a time limit, and a member that fails is set aside for a while.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use tonic::Code;
+use tonic::transport::Endpoint;
+
+use super::Trouble;
+use crate::error::{Error, Result};
+use crate::options::Connection;
+use crate::runtime::Env;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);
+const LIMIT_ALONE: Duration = Duration::from_secs(2);
+const ASIDE_AT_FIRST: Duration = Duration::from_millis(250);
+const ASIDE_AT_MOST: Duration = Duration::from_secs(5);
+/// etcd closes connections that ping more often than every 5 s.
+const PING: Duration = Duration::from_secs(10);
+
+/// What a request is for. Watches go to another member than the queue and the renewals: a leader
+/// that was cut off may go on answering renewals (before etcd 3.4.31 and 3.5.13).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Queue,
+    Watch,
+}
+
+pub(super) struct Members {
+    members: Vec<Member>,
+    /// The member that the queue's requests go to while it answers.
+    preferred: AtomicUsize,
+    connection: Connection,
+    requests: AtomicU64,
+    env: Env,
+}
+
+struct Member {
+    url: String,
+    client: tokio::sync::Mutex<Option<Arc<Client>>>,
+    health: Mutex<Health>,
+}
+
+#[derive(Default)]
+struct Health {
+    failures: u32,
+    aside_until: Duration,
+}
+
+impl Members {
+    pub(super) fn new(urls: &[String], connection: &Connection, env: Env) -> Result<Self> {
+        // A certificate that cannot be read is an error at once, not at the first request.
+        tls_options(connection)?;
+        let members = urls.iter().map(|url| Member { url: url.clone(), client: Default::default(), health: Default::default() });
+        let members: Vec<_> = members.collect();
+        let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
+        Ok(Members { members, preferred, connection: connection.clone(), requests: AtomicU64::new(0), env })
+    }
+
+    pub(super) fn request_limit(&self) -> Duration {
+        if self.members.len() > 1 { LIMIT_WITH_OTHERS_TO_ASK } else { LIMIT_ALONE }
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sends one request to one member.
+    pub(super) async fn call<T, F>(&self, role: Role, limit: Duration, request: impl FnOnce(Arc<Client>) -> F) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.call_one(self.pick(role), limit, request).await
+    }
+
+    pub(super) async fn call_one<T, F>(&self, member: usize, limit: Duration, request: impl FnOnce(Arc<Client>) -> F) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.count_request();
+        let url = &self.members[member].url;
+        let answer = tokio::time::timeout(limit, async {
+            let client = self.client(member).await?;
+            match request(client.clone()).await {
+                Err(error) if is_old_auth_revision(&error) => {
+                    client.refresh_token().await?;
+                    Err(error)
+                }
+                answer => answer,
+            }
+        });
+        let trouble = match answer.await {
+            Ok(Ok(answer)) => {
+                self.health(member).failures = 0;
+                return Ok(answer);
+            }
+            Ok(Err(error)) => trouble_from(url, &error),
+            Err(_) => {
+                // The connection may be dead without a word: the next request makes a new one.
+                self.members[member].client.lock().await.take();
+                Trouble::Unavailable(format!("{url}: no answer within {limit:?}"))
+            }
+        };
+        if let Trouble::Unavailable(why) = &trouble {
+            self.set_aside(member, why);
+        }
+        Err(trouble)
+    }
+
+    /// The first member in turn that is not set aside, else the one whose time is up first.
+    pub(super) fn pick(&self, role: Role) -> usize {
+        let (now, count) = (self.env.now(), self.members.len());
+        let first = self.preferred.load(Ordering::Relaxed) + usize::from(role == Role::Watch);
+        let in_turn = (0..count).map(|step| (first + step) % count);
+        let usable = in_turn.clone().find(|&member| self.health(member).aside_until <= now);
+        let picked = usable.or_else(|| in_turn.min_by_key(|&member| self.health(member).aside_until)).unwrap_or(0);
+        if role == Role::Queue {
+            self.preferred.store(picked, Ordering::Relaxed);
+        }
+        picked
+    }
+
+    pub(super) fn set_aside(&self, member: usize, why: &str) {
+        let now = self.env.now();
+        let mut health = self.health(member);
+        let pause = ASIDE_AT_FIRST.saturating_mul(1 << health.failures.min(8)).min(ASIDE_AT_MOST);
+        health.failures += 1;
+        health.aside_until = now + pause.mul_f64(0.75 + 0.5 * fastrand::f64());
+        tracing::debug!(target: "etcdlock::failover", endpoint = self.members[member].url, why, "member set aside");
+    }
+
+    fn health(&self, member: usize) -> std::sync::MutexGuard<'_, Health> {
+        self.members[member].health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn client(&self, member: usize) -> Result<Arc<Client>, etcd_client::Error> {
+        let mut slot = self.members[member].client.lock().await;
+        if let Some(client) = &*slot {
+            return Ok(client.clone());
+        }
+        let client = Arc::new(self.connect(&self.members[member].url).await?);
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    async fn connect(&self, url: &str) -> Result<Client, etcd_client::Error> {
+        let mut endpoint = Endpoint::from_shared(url.to_owned())?
+            .connect_timeout(CONNECT_LIMIT)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(CONNECT_LIMIT);
+        if url.starts_with("https://") {
+            // Read again at every connection: certificates are renewed while programs run.
+            let tls = tls_options(&self.connection).map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
+            endpoint = endpoint.tls_config(tls)?;
+        }
+        let channel = endpoint.connect().await?;
+        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options));
+        let Some((user, password)) = &self.connection.user else { return client(options).await };
+        match client(options.clone().with_user(user, password)).await {
+            Err(etcd_client::Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
+                client(options).await
+            }
+            result => result,
+        }
+    }
+}
+
+fn tls_options(connection: &Connection) -> Result<TlsOptions> {
+    let read = |what: &str, pem_or_path: &str| {
+        if pem_or_path.contains("-----BEGIN") {
+            return Ok(pem_or_path.to_owned());
+        }
+        std::fs::read_to_string(pem_or_path)
+            .map_err(|error| Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}")))
+    };
+    let mut tls = TlsOptions::new();
+    tls = match &connection.ca {
+        Some(ca) => tls.ca_certificate(Certificate::from_pem(read("ca", ca)?)),
+        None => tls.with_native_roots(),
+    };
+    if let Some((cert, key)) = &connection.identity {
+        tls = tls.identity(Identity::from_pem(read("cert", cert)?, read("key", key)?));
+    }
+    if let Some(name) = &connection.server_name {
+        tls = tls.domain_name(name);
+    }
+    Ok(tls)
+}
+
+fn is_old_auth_revision(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("revision of auth store is old"))
+}
+
+/// An error with everything beneath it, without saying the same twice.
+fn whole_message(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        source = cause.source();
+    }
+    message
+}
+
+/// Sorts an error of the client by what can be done about it. The texts are etcd's, from
+/// `api/v3rpc/rpctypes/error.go`; its codes alone do not tell them apart.
+fn trouble_from(url: &str, error: &etcd_client::Error) -> Trouble {
+    use etcd_client::Error as E;
+    match error {
+        E::GRpcStatus(status) => {
+            let text = status.message();
+            let why = format!("{url}: {}", if text.is_empty() { whole_message(status) } else { text.to_owned() });
+            match status.code() {
+                _ if text.contains("requested lease not found") => Trouble::LeaseGone,
+                Code::PermissionDenied => Trouble::Denied(why),
+                Code::InvalidArgument if text.contains("authentication failed") || text.contains("user name is empty") => {
+                    Trouble::Denied(why)
+                }
+                Code::InvalidArgument if text.contains("revision of auth store is old") => Trouble::Unavailable(why),
+                Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Trouble::Refused(why),
+                Code::ResourceExhausted if text.contains("too many requests") => Trouble::Unavailable(why),
+                Code::ResourceExhausted => Trouble::Refused(why),
+                _ => Trouble::Unavailable(format!("{url}: {}", whole_message(status))),
+            }
+        }
+        E::LeaseKeepAliveError(text) if text.contains("lease not found") => Trouble::LeaseGone,
+        E::InvalidArgs(text) => Trouble::Refused(text.clone()),
+        E::TransportError(error) => {
+            let why = format!("{url}: {}", whole_message(error));
+            if why.contains("certificate") { Trouble::Denied(why) } else { Trouble::Unavailable(why) }
+        }
+        other => Trouble::Unavailable(format!("{url}: {}", whole_message(other))),
+    }
+}

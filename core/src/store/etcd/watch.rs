@@ -1,0 +1,223 @@
+//! All watches of a target on one stream, rebuilt when it ends, is reset, or falls silent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::MissedTickBehavior;
+
+use super::members::{Members, Role};
+use super::prefix;
+use crate::runtime::Env;
+use crate::store::{Change, Changes, Follow, is_contender};
+
+/// How often a quiet stream is asked for a sign of life. One question without an answer is too many.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+const OPEN_LIMIT: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(100);
+
+type WatchId = i64;
+
+pub(super) struct Watches {
+    commands: UnboundedSender<Command>,
+    last_id: AtomicI64,
+}
+
+enum Command {
+    Follow(WatchId, Follower),
+    Stop(WatchId),
+}
+
+struct Follower {
+    what: Follow,
+    changes: UnboundedSender<Change>,
+}
+
+impl Watches {
+    pub(super) fn new(members: Arc<Members>, env: Env) -> Self {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        env.spawn(run(members, inbox));
+        Watches { commands, last_id: AtomicI64::new(0) }
+    }
+
+    pub(super) fn follow(&self, what: Follow) -> Changes {
+        let (changes, rx) = mpsc::unbounded_channel();
+        // Ids start at 1: etcd chooses one itself when it is given 0.
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let _ = self.commands.send(Command::Follow(id, Follower { what, changes }));
+        let commands = self.commands.clone();
+        Changes::new(rx, move || {
+            let _ = commands.send(Command::Stop(id));
+        })
+    }
+}
+
+/// What goes out on the stream, written by a task of its own: a full stream must not keep us from
+/// reading it.
+enum Outgoing {
+    Watch(WatchId, Follow),
+    Cancel(WatchId),
+    AreYouThere,
+}
+
+async fn write(mut sender: WatchRequestSender, mut outgoing: UnboundedReceiver<Outgoing>) {
+    while let Some(request) = outgoing.recv().await {
+        let sent = match request {
+            Outgoing::Watch(id, what) => {
+                let (key, options) = create(id, &what);
+                sender.watch(key, Some(options)).await
+            }
+            Outgoing::Cancel(id) => sender.cancel(id).await,
+            Outgoing::AreYouThere => sender.request_progress().await,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// A watch without a start revision is live at once. With one that is not in the future it would
+/// be served every 100 ms (etcd's `syncWatchersLoop`).
+fn create(id: WatchId, what: &Follow) -> (String, WatchOptions) {
+    let options = WatchOptions::new().with_watch_id(id).with_filters([WatchFilterType::NoPut]);
+    match what {
+        Follow::Queue(name) => (prefix(name), options.with_prefix()),
+        Follow::Ticket(key) => (key.clone(), options),
+    }
+}
+
+async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
+    let mut followers: HashMap<WatchId, Follower> = HashMap::new();
+    loop {
+        while followers.is_empty() {
+            match inbox.recv().await {
+                Some(command) => drop(apply(command, &mut followers)),
+                None => return,
+            }
+        }
+        let member = members.pick(Role::Watch);
+        match open(&members, member, &followers).await {
+            Ok((sender, answers)) => match serve(&members, sender, answers, &mut inbox, &mut followers).await {
+                Ended::NobodyLeft => return,
+                Ended::Broken(why) => members.set_aside(member, &why),
+            },
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Keeps the list of followers, and says what has to go out because of it.
+fn apply(command: Command, followers: &mut HashMap<WatchId, Follower>) -> Option<Outgoing> {
+    match command {
+        Command::Follow(id, follower) => {
+            let what = follower.what.clone();
+            followers.insert(id, follower);
+            Some(Outgoing::Watch(id, what))
+        }
+        Command::Stop(id) => followers.remove(&id).map(|_| Outgoing::Cancel(id)),
+    }
+}
+
+/// Opens a stream with the watches of all followers.
+async fn open(
+    members: &Members,
+    member: usize,
+    followers: &HashMap<WatchId, Follower>,
+) -> Result<(UnboundedSender<Outgoing>, WatchResponseStream), super::Trouble> {
+    let mut all = followers.iter().map(|(id, follower)| (*id, follower.what.clone()));
+    let Some((id, what)) = all.next() else { return Err(super::odd("nobody follows")) };
+    let (key, options) = create(id, &what);
+    let stream = members
+        .call_one(member, OPEN_LIMIT, |client| async move { client.watch_client().watch(key, Some(options)).await })
+        .await?;
+    let (sender, answers) = stream.split();
+    let (outgoing, requests) = mpsc::unbounded_channel();
+    tokio::spawn(write(sender, requests));
+    for (id, what) in all {
+        members.count_request();
+        let _ = outgoing.send(Outgoing::Watch(id, what));
+    }
+    Ok((outgoing, answers))
+}
+
+enum Ended {
+    NobodyLeft,
+    Broken(String),
+}
+
+async fn serve(
+    members: &Members,
+    outgoing: UnboundedSender<Outgoing>,
+    mut answers: WatchResponseStream,
+    inbox: &mut UnboundedReceiver<Command>,
+    followers: &mut HashMap<WatchId, Follower>,
+) -> Ended {
+    let mut sign_of_life = tokio::time::interval(SIGN_OF_LIFE);
+    sign_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    sign_of_life.reset();
+    let mut heard = true;
+    loop {
+        tokio::select! {
+            biased;
+            answer = answers.message() => match answer {
+                Ok(Some(answer)) => {
+                    heard = true;
+                    if let Some(again) = hear(&answer, followers) {
+                        let outgoing = outgoing.clone();
+                        // Not at once: the reason may last.
+                        tokio::spawn(async move {
+                            tokio::time::sleep(PAUSE).await;
+                            let _ = outgoing.send(again);
+                        });
+                    }
+                }
+                Ok(None) => return Ended::Broken("the watch stream ended".into()),
+                Err(error) => return Ended::Broken(error.to_string()),
+            },
+            command = inbox.recv() => {
+                let Some(command) = command else { return Ended::NobodyLeft };
+                if let Some(request) = apply(command, followers) {
+                    if let Outgoing::Watch(..) = request {
+                        members.count_request();
+                    }
+                    let _ = outgoing.send(request);
+                }
+            }
+            _ = sign_of_life.tick() => {
+                if !heard && !followers.is_empty() {
+                    return Ended::Broken("the watch stream is silent".into());
+                }
+                heard = false;
+                let _ = outgoing.send(Outgoing::AreYouThere);
+            }
+        }
+    }
+}
+
+/// Passes an answer on. A watch that etcd ended is asked for again, from then on.
+fn hear(answer: &WatchResponse, followers: &HashMap<WatchId, Follower>) -> Option<Outgoing> {
+    let id = answer.watch_id();
+    let follower = followers.get(&id)?;
+    if answer.canceled() {
+        return Some(Outgoing::Watch(id, follower.what.clone()));
+    }
+    if answer.created() {
+        let revision = answer.header().map_or(0, |header| header.revision());
+        let _ = follower.changes.send(Change::Since(revision));
+    }
+    for event in answer.events() {
+        let Some(kv) = event.kv().filter(|_| event.event_type() == EventType::Delete) else { continue };
+        let hears = match &follower.what {
+            Follow::Queue(name) => is_contender(name, kv.key()),
+            Follow::Ticket(_) => true,
+        };
+        if hears {
+            let key = String::from_utf8_lossy(kv.key()).into_owned();
+            let _ = follower.changes.send(Change::Gone { key, revision: kv.mod_revision() });
+        }
+    }
+    None
+}
