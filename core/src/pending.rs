@@ -51,6 +51,7 @@ impl<T: Send + 'static> Slot<T> {
                 *state = State::Done(result);
                 drop(state);
                 self.done.notify_all();
+                env.answered();
                 if let Some(waker) = waker {
                     waker.wake();
                 }

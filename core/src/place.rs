@@ -235,7 +235,7 @@ impl Place {
                 None => continue,
             };
             self.lease = Some(lease.clone());
-            let ticket = session.ticket(&lease, &self.name);
+            let ticket = session.ticket(&lease, &self.name, false);
             let mut doubtful = false;
             // The same ticket until it is known whether it is in.
             while lease.is_alive(self.service.env.now()) {
@@ -268,6 +268,7 @@ impl Place {
                     }
                     Err(Trouble::Unavailable(why)) => {
                         doubtful = true;
+                        session.retire_keys();
                         self.service.note_trouble(Some(why));
                         retry.pause().await;
                     }
@@ -530,7 +531,7 @@ impl Place {
             if next.is_none() && may_put && !sent_before && self.anybody_waits() {
                 next = self.waiters.front().and_then(|waiter| {
                     let lease = waiter.session.lease_now()?;
-                    Some((waiter.session.ticket(&lease, &self.name), lease, waiter.session.clone()))
+                    Some((waiter.session.ticket(&lease, &self.name, !standing.ticket.second), lease, waiter.session.clone()))
                 });
             }
             let leaving = Leaving {
@@ -563,6 +564,10 @@ impl Place {
                 }
                 Err(Trouble::Unavailable(why)) => {
                     sent_before = true;
+                    standing.session.retire_keys();
+                    if let Some((.., session)) = &next {
+                        session.retire_keys();
+                    }
                     self.service.note_trouble(Some(why));
                 }
                 Err(Trouble::LeaseGone) if next.is_none() => {

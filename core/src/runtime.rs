@@ -8,14 +8,19 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use tokio::sync::Notify;
 
 use crate::clock::{BootClock, Clock};
 use crate::error::{Error, Result};
 use crate::service::Services;
 use crate::session::Sessions;
+
+/// How long the io thread looks for the next call before it sleeps. A caller that was just answered
+/// often calls again at once, as from lock to unlock, and waking a thread costs as much as this.
+const STAY_AWAKE: Duration = Duration::from_micros(40);
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -26,6 +31,7 @@ pub(crate) struct Env {
     notify: mpsc::Sender<Callback>,
     clock: Arc<dyn Clock>,
     pid: u32,
+    answered: Arc<Notify>,
     pub(crate) services: Arc<Services>,
     pub(crate) sessions: Arc<Sessions>,
 }
@@ -48,6 +54,11 @@ impl Env {
     /// Runs a task on the io thread.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
         self.io.spawn(task).abort_handle()
+    }
+
+    /// A call was answered.
+    pub(crate) fn answered(&self) {
+        self.answered.notify_one();
     }
 
     /// Runs foreign code on the notify thread.
@@ -109,6 +120,8 @@ pub(crate) fn must_not_block() -> bool {
 fn start_threads(pid: u32) -> std::io::Result<Env> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let io = runtime.handle().clone();
+    let answered = Arc::new(Notify::new());
+    let stay_awake = answered.clone();
     let (notify, callbacks) = mpsc::channel::<Callback>();
 
     // The new threads inherit the mask: the program's signals go to the program's threads.
@@ -118,7 +131,16 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         .name("etcdlock-io".into())
         .spawn(move || {
             MUST_NOT_BLOCK.set(true);
-            runtime.block_on(std::future::pending::<()>());
+            runtime.block_on(async {
+                loop {
+                    stay_awake.notified().await;
+                    let until = Instant::now() + STAY_AWAKE;
+                    while Instant::now() < until {
+                        std::thread::yield_now();
+                        tokio::task::yield_now().await;
+                    }
+                }
+            });
         })
         .and_then(|_| {
             std::thread::Builder::new().name("etcdlock-notify".into()).spawn(move || {
@@ -133,7 +155,7 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         let _ = before.thread_set_mask();
     }
     started?;
-    Ok(Env { io, notify, clock: Arc::new(BootClock), pid, services: Arc::default(), sessions: Arc::default() })
+    Ok(Env { io, notify, clock: Arc::new(BootClock), pid, answered, services: Arc::default(), sessions: Arc::default() })
 }
 
 #[cfg(test)]

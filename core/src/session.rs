@@ -29,7 +29,8 @@ pub(crate) struct SessionCore {
     host: String,
     leases: watch::Sender<LeaseState>,
     closing: watch::Sender<bool>,
-    last_ticket: AtomicU64,
+    /// Grows by two whenever a request about a ticket went unanswered: its key is not used again.
+    ticket_numbers: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -79,9 +80,11 @@ impl SessionCore {
         self.service.trouble().map(|why| format!(" (last trouble: {why})")).unwrap_or_default()
     }
 
-    /// A new ticket under this lease. Its key is never used again.
-    pub(crate) fn ticket(&self, lease: &Lease, name: &Arc<str>) -> Ticket {
-        let n = self.last_ticket.fetch_add(1, Ordering::Relaxed) + 1;
+    /// A ticket under this lease. A place uses two keys in turn, because a hand-over takes out one
+    /// and puts in the other, and uses them again and again: a key that was deleted stays in etcd's
+    /// index until the next compaction and makes every later look at the queue slower.
+    pub(crate) fn ticket(&self, lease: &Lease, name: &Arc<str>, second: bool) -> Ticket {
+        let n = self.ticket_numbers.load(Ordering::Relaxed) + u64::from(second);
         // The wall clock is for people only.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let card = Card {
@@ -92,7 +95,13 @@ impl SessionCore {
             since,
         };
         let value = serde_json::to_string(&card).unwrap_or_default().into();
-        Ticket { name: name.clone(), key: format!("{name}/{:x}-{n:x}", lease.id), lease: lease.id, value }
+        Ticket { name: name.clone(), key: format!("{name}/{:x}-{n:x}", lease.id), lease: lease.id, second, value }
+    }
+
+    /// A request about a ticket went unanswered, and a copy may arrive at any later time. It must
+    /// not find another ticket of the same key.
+    pub(crate) fn retire_keys(&self) {
+        self.ticket_numbers.fetch_add(2, Ordering::Relaxed);
     }
 
     /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
@@ -342,7 +351,7 @@ impl Session {
             host,
             leases: watch::Sender::new(LeaseState::Alive(lease.clone())),
             closing: watch::Sender::new(false),
-            last_ticket: AtomicU64::new(0),
+            ticket_numbers: AtomicU64::new(0),
             stats: Counters::default(),
             service,
             options,

@@ -22,12 +22,15 @@ pub(crate) type LeaseId = i64;
 pub(crate) type Revision = i64;
 pub(crate) type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Trouble>> + Send + 'a>>;
 
-/// One entry in the queue of one name. The key is used once and never again.
+/// One entry in the queue of one name. Its key may have been used before, by a ticket that has left
+/// with every request about it answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
     pub(crate) name: Arc<str>,
     pub(crate) key: String,
     pub(crate) lease: LeaseId,
+    /// Which of the two keys of its place.
+    pub(crate) second: bool,
     pub(crate) value: Arc<str>,
 }
 

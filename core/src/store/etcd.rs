@@ -2,6 +2,7 @@
 //! in words.
 
 mod members;
+mod transport;
 mod watch;
 
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use super::Trouble;
+use super::{Trouble, transport};
 use crate::error::{Error, Result};
 use crate::options::Connection;
 use crate::runtime::Env;
@@ -164,7 +164,7 @@ impl Members {
             let tls = tls_options(&self.connection).map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
             endpoint = endpoint.tls_config(tls)?;
         }
-        let channel = endpoint.connect().await?;
+        let channel = transport::connect(&endpoint).await?;
         let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options));
         let Some((user, password)) = &self.connection.user else { return client(options).await };

@@ -1,0 +1,105 @@
+// Command peer locks with etcd's own Go client (concurrency.Mutex), for etcdlock's tests and benchmark.
+//
+//	peer rounds ENDPOINT NAME ROUNDS    lock and unlock ROUNDS times
+//	peer put    ENDPOINT KEY  ROUNDS    put ROUNDS times
+//	peer hold   ENDPOINT NAME           lock, print "held TOKEN", unlock when standard input closes
+//
+// Each starts with a line "ready" and waits for a line on standard input. "rounds" and "put" print,
+// for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.uber.org/zap"
+)
+
+func check(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(1)
+	}
+}
+
+func main() {
+	if len(os.Args) < 4 {
+		fmt.Fprintln(os.Stderr, "usage: peer rounds|put|hold ENDPOINT NAME [ROUNDS]")
+		os.Exit(64)
+	}
+	what, endpoint, name := os.Args[1], os.Args[2], os.Args[3]
+	rounds := 0
+	if len(os.Args) > 4 {
+		var err error
+		rounds, err = strconv.Atoi(os.Args[4])
+		check(err)
+	}
+	ctx := context.Background()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop(), DialTimeout: 5 * time.Second})
+	check(err)
+	defer client.Close()
+	session, err := concurrency.NewSession(client, concurrency.WithTTL(10))
+	check(err)
+	defer session.Close()
+	mutex := concurrency.NewMutex(session, name)
+
+	stdin := bufio.NewReader(os.Stdin)
+	fmt.Println("ready")
+	_, err = stdin.ReadString('\n')
+	check(err)
+
+	out := bufio.NewWriter(os.Stdout)
+	defer out.Flush()
+	switch what {
+	case "rounds":
+		for i := 0; i < rounds; i++ {
+			start := time.Now()
+			check(mutex.Lock(ctx))
+			// The create revision of the key, as etcd's documentation has it.
+			get, err := tokenOf(ctx, client, mutex)
+			check(err)
+			check(mutex.Unlock(ctx))
+			fmt.Fprintln(out, "enter", get, time.Since(start).Nanoseconds())
+		}
+	case "put":
+		for i := 0; i < rounds; i++ {
+			start := time.Now()
+			_, err := client.Put(ctx, name, "x")
+			check(err)
+			fmt.Fprintln(out, "enter", 0, time.Since(start).Nanoseconds())
+		}
+	case "hold":
+		check(mutex.Lock(ctx))
+		token, err := tokenOf(ctx, client, mutex)
+		check(err)
+		fmt.Fprintln(out, "held", token)
+		check(out.Flush())
+		_, _ = io.Copy(io.Discard, stdin)
+		check(mutex.Unlock(ctx))
+	default:
+		fmt.Fprintln(os.Stderr, "peer: unknown:", what)
+		os.Exit(64)
+	}
+}
+
+// tokenOf is only asked for where a test needs it: it costs a read, which the benchmark leaves out.
+func tokenOf(ctx context.Context, client *clientv3.Client, mutex *concurrency.Mutex) (int64, error) {
+	if os.Getenv("PEER_NO_TOKEN") != "" {
+		return mutex.Header().Revision, nil
+	}
+	answer, err := client.Get(ctx, mutex.Key())
+	if err != nil {
+		return 0, err
+	}
+	if len(answer.Kvs) == 0 {
+		return 0, fmt.Errorf("the key %s is gone", mutex.Key())
+	}
+	return answer.Kvs[0].CreateRevision, nil
+}
