@@ -32,6 +32,12 @@ const LINGER: Duration = Duration::from_secs(2);
 const QUIET_ROUNDS: u32 = 16;
 /// A waiter looks at the queue this often even if it hears nothing.
 const RE_READ: Duration = Duration::from_secs(3);
+/// etcd serves a new watch late, every 100 ms, if a write fell into the moment of its creation (it
+/// is "unsynced"; nothing tells). Until it has proved to be live, or is older than this, the waiter
+/// also looks itself, at growing intervals.
+const PROOF: Duration = Duration::from_millis(150);
+const FIRST_PROBE: Duration = Duration::from_millis(2);
+const FIRST_PROBE_FAR_BACK: Duration = Duration::from_millis(10);
 /// A hold that lasts gets a watch on its own key.
 const LASTS: Duration = Duration::from_millis(50);
 const RETRY_AT_FIRST: Duration = Duration::from_millis(50);
@@ -83,6 +89,21 @@ struct Following {
     changes: Changes,
     /// Live since this revision; `None` until the store says so.
     since: Option<Revision>,
+    /// It has delivered something, or is old enough.
+    proven: bool,
+    started: Instant,
+}
+
+impl Following {
+    /// When to look at the queue after having looked just now.
+    fn next_look(&mut self, probe: &mut Duration) -> Duration {
+        self.proven |= self.started.elapsed() > PROOF;
+        if self.proven {
+            return RE_READ;
+        }
+        *probe *= 2;
+        *probe / 2
+    }
 }
 
 pub(crate) struct Place {
@@ -328,6 +349,7 @@ impl Place {
             self.quiet_rounds = 0;
         }
         let mut retry = Retry::new();
+        let mut probe = FIRST_PROBE;
         let mut look_at = Instant::now() + if standing.ahead.keys.is_some() { RE_READ } else { Duration::ZERO };
         loop {
             if !standing.ahead.is_nobody() {
@@ -350,21 +372,25 @@ impl Place {
                     None => Some(Follow::Queue(self.name.clone())),
                 };
             }
-            if let Some(want) = want {
-                self.follow(want);
+            if let Some(want) = want
+                && self.follow(want)
+            {
+                let is_far = standing.ahead.keys.as_ref().is_some_and(|keys| keys.len() > NEAR);
+                probe = if is_far { FIRST_PROBE_FAR_BACK } else { FIRST_PROBE };
             }
             tokio::select! {
                 biased;
                 _ = standing.lease.lost.lost() => return Turn::Lost,
                 change = next_change(&mut self.following) => match change {
                     Change::Since(revision) => {
-                        if revision > standing.ahead.revision {
-                            look_at = Instant::now();
-                        }
+                        let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
+                        let missed = revision > standing.ahead.revision;
+                        look_at = Instant::now() + if missed { Duration::ZERO } else { next };
                     }
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
                     Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost,
                     Change::Gone { key, .. } => {
+                        // Without the list a look is due, and it will know of this.
                         let Some(keys) = &mut standing.ahead.keys else { continue };
                         let was_far = keys.len() > NEAR;
                         keys.retain(|ahead| *ahead != key);
@@ -372,6 +398,7 @@ impl Place {
                             // Follow the whole queue from now on; its first word leads to a look.
                             self.follow(Follow::Queue(self.name.clone()));
                             standing.ahead.keys = None;
+                            probe = FIRST_PROBE;
                         }
                     }
                 },
@@ -384,7 +411,8 @@ impl Place {
                         if ahead.revision >= standing.ahead.revision.max(live_since) {
                             standing.ahead = ahead;
                             retry = Retry::new();
-                            look_at = Instant::now() + RE_READ;
+                            let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
+                            look_at = Instant::now() + next;
                         } else {
                             // Read from a member that lags behind what we have heard already.
                             look_at = Instant::now() + retry.next();
@@ -400,12 +428,14 @@ impl Place {
         }
     }
 
-    /// Follows this, unless it is followed already.
-    fn follow(&mut self, what: Follow) {
-        if self.following.as_ref().is_none_or(|following| following.what != what) {
+    /// Follows this, and says whether that is new.
+    fn follow(&mut self, what: Follow) -> bool {
+        let is_new = self.following.as_ref().is_none_or(|following| following.what != what);
+        if is_new {
             let changes = self.service.store.follow(what.clone());
-            self.following = Some(Following { what, changes, since: None });
+            self.following = Some(Following { what, changes, since: None, proven: false, started: Instant::now() });
         }
+        is_new
     }
 
     // ---- hold ------------------------------------------------------------------------------
@@ -490,7 +520,9 @@ impl Place {
                         Err(_) => checking = Some(self.check(standing)),
                     }
                 },
-                _ = sleep_until(start + LASTS), if self.following.is_none() => self.follow(Follow::Ticket(standing.ticket.key.clone())),
+                _ = sleep_until(start + LASTS), if self.following.is_none() => {
+                    self.follow(Follow::Ticket(standing.ticket.key.clone()));
+                }
                 _ = sleep_until(start + max_hold.unwrap_or_default()), if max_hold.is_some() => {
                     core.lose(Loss::MaxHold);
                     break Ended::Released(None);
@@ -628,8 +660,9 @@ impl Standing {
 async fn next_change(following: &mut Option<Following>) -> Change {
     let Some(following) = following else { return std::future::pending().await };
     let change = following.changes.next().await;
-    if let Change::Since(revision) = change {
-        following.since = Some(revision);
+    match change {
+        Change::Since(revision) => following.since = Some(revision),
+        Change::Gone { .. } => following.proven = true,
     }
     change
 }

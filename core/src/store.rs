@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// A waiter this near the head follows the whole queue; farther back it follows one ticket only.
-pub(crate) const NEAR: usize = 4;
+pub(crate) const NEAR: usize = 8;
 
 pub(crate) type LeaseId = i64;
 /// The order of events in the store. A ticket's revision is its place in the queue and its token.
