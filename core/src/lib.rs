@@ -28,6 +28,7 @@ mod clock;
 mod error;
 mod hold;
 mod lease;
+mod log;
 mod mutex;
 mod options;
 mod pending;
@@ -43,7 +44,9 @@ pub use mutex::Mutex;
 pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARGET, DEFAULT_TTL, Options, Target};
 pub use pending::{Canceller, Pending};
 #[doc(hidden)]
-pub use runtime::note_process_id;
+pub use log::log_to;
+#[doc(hidden)]
+pub use runtime::{check_may_block, note_process_id, on_notify_thread};
 pub use session::{Contender, Session, Stats, shutdown};
 
 /// The version of this library.

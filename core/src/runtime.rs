@@ -88,6 +88,20 @@ pub fn note_process_id() {
     FORKS_ARE_COUNTED.store(true, Ordering::Relaxed);
 }
 
+/// For bindings: whether a blocking call on this thread could return. They ask before they start
+/// what they would wait for.
+#[doc(hidden)]
+pub fn check_may_block() -> Result<()> {
+    if must_not_block() { Err(Error::deadlock()) } else { Ok(()) }
+}
+
+/// For bindings: runs foreign code on the notify thread, after what was sent there before.
+#[doc(hidden)]
+pub fn on_notify_thread(callback: impl FnOnce() + Send + 'static) -> Result<()> {
+    Env::of_process()?.call_back(callback);
+    Ok(())
+}
+
 static CURRENT_PID: AtomicU32 = AtomicU32::new(0);
 static FORKS_ARE_COUNTED: AtomicBool = AtomicBool::new(false);
 static CHAIN: OnceLock<Link> = OnceLock::new();
