@@ -84,6 +84,11 @@ impl Mutex {
     pub fn unlock(&self) -> Result<()> {
         self.0.unlock().wait()
     }
+
+    /// The same mutex, for `await`.
+    pub fn as_async(&self) -> &crate::Mutex {
+        &self.0
+    }
 }
 
 impl Hold {

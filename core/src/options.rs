@@ -376,7 +376,7 @@ mod tests {
             ("a:1,,b:1", "is empty"),
             ("a:0", "port"),
             ("a:99999", "port"),
-            ("a:x", "address"),
+            ("a:x", "port"),
             ("http://a:1/path", "more than a host"),
             ("http://u:p@a:1", "more than a host"),
             ("memory:a,memory:b", "stands alone"),
