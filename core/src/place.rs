@@ -463,8 +463,8 @@ impl Place {
                 continue;
             }
             tracing::debug!(target: "etcdlock::grant", name = &*self.name, token = standing.token);
-            let release = self.held(&standing, &core).await;
-            return match release {
+            self.answer_tries();
+            return match self.held(&standing, &core).await {
                 Ended::Released(reply) => self.leave(standing, reply).await,
                 Ended::Lost => None,
             };
