@@ -280,6 +280,19 @@ impl Hold {
         self.core.lost.listen(move |loss| env.clone().call_back(move || listener(loss)));
     }
 
+    /// For bindings: [`on_lost`](Self::on_lost), with the error that the language raises for it.
+    #[doc(hidden)]
+    pub fn on_lost_error(&self, listener: impl FnOnce(Error) + Send + 'static) {
+        let (name, token) = (self.core.name.clone(), self.core.token);
+        self.on_lost(move |loss| listener(Error::lost(&name, token, &loss)));
+    }
+
+    /// For bindings, whose handles outlive the release: [`unlock`](Self::unlock).
+    #[doc(hidden)]
+    pub fn unlock_in_place(&self) -> Pending<()> {
+        self.core.unlock()
+    }
+
     /// Releases the lock. The result is there once the store has confirmed it.
     ///
     /// # Errors
@@ -292,6 +305,12 @@ impl Hold {
     ///
     /// The release is sent before this returns. Cancelling only ends the wait for the confirmation.
     pub fn unlock(self) -> Pending<()> {
+        self.core.unlock()
+    }
+
+    /// For bindings, whose handle stays after the unlock until a collector frees it.
+    #[doc(hidden)]
+    pub fn start_unlock(&self) -> Pending<()> {
         self.core.unlock()
     }
 
