@@ -308,12 +308,6 @@ impl Hold {
         self.core.unlock()
     }
 
-    /// For bindings, whose handle stays after the unlock until a collector frees it.
-    #[doc(hidden)]
-    pub fn start_unlock(&self) -> Pending<()> {
-        self.core.unlock()
-    }
-
     /// Writes `key` only if this hold still owns the lock, atomically in the store. The key is used
     /// as given, without the namespace.
     ///

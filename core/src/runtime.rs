@@ -95,10 +95,13 @@ pub fn check_may_block() -> Result<()> {
     if must_not_block() { Err(Error::deadlock()) } else { Ok(()) }
 }
 
-/// For bindings: runs foreign code on the notify thread, after what was sent there before.
+/// For bindings: runs foreign code on the notify thread, after what was sent there before. By way of
+/// the io thread, so that what that is sending just now comes first too.
 #[doc(hidden)]
 pub fn on_notify_thread(callback: impl FnOnce() + Send + 'static) -> Result<()> {
-    Env::of_process()?.call_back(callback);
+    let env = Env::of_process()?;
+    let io = env.clone();
+    env.spawn(async move { io.call_back(callback) });
     Ok(())
 }
 

@@ -1,0 +1,445 @@
+//! What only a real etcd can show: requests and revisions, several processes, faults from outside,
+//! and other clients in the same queue.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, DeleteOptions, GetOptions};
+use etcdlock::blocking::{Hold, Session};
+use etcdlock::{ErrorKind, Loss, Options};
+use etcdlock_rig::Etcd;
+
+const LONG: Duration = Duration::from_secs(30);
+
+fn connect(etcd: &Etcd, ttl: u64) -> Session {
+    Session::connect(etcd.endpoint(), Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
+}
+
+/// A session that shares nothing with those of [`connect`], as if it were in another process.
+fn connect_apart(etcd: &Etcd, ttl: u64) -> Session {
+    let target = etcd.endpoint().replace("127.0.0.1", "localhost");
+    Session::connect(target, Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
+}
+
+/// etcd, seen and changed from outside.
+struct Outside {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Outside {
+    fn of(etcd: &Etcd) -> Outside {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = runtime.block_on(Client::connect([etcd.endpoint()], None)).unwrap();
+        Outside { runtime, client }
+    }
+
+    fn revision(&mut self) -> i64 {
+        self.runtime.block_on(self.client.get("x", None)).unwrap().header().unwrap().revision()
+    }
+
+    /// Keys under a prefix, with their leases, oldest first.
+    fn keys(&mut self, prefix: &str) -> Vec<(String, i64)> {
+        let answer = self.runtime.block_on(self.client.get(prefix, Some(GetOptions::new().with_prefix()))).unwrap();
+        let mut kvs = answer.kvs().to_vec();
+        kvs.sort_by_key(|kv| kv.create_revision());
+        kvs.iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.lease())).collect()
+    }
+
+    fn delete_all(&mut self, prefix: &str) {
+        self.runtime.block_on(self.client.delete(prefix, Some(DeleteOptions::new().with_prefix()))).unwrap();
+    }
+
+    fn revoke(&mut self, lease: i64) {
+        self.runtime.block_on(self.client.lease_revoke(lease)).unwrap();
+    }
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn losses(hold: &Hold) -> mpsc::Receiver<Loss> {
+    let (tx, rx) = mpsc::channel();
+    hold.on_lost(move |loss| tx.send(loss).unwrap());
+    rx
+}
+
+// ---- what it costs -------------------------------------------------------------------------
+
+#[test]
+fn each_call_costs_exactly_its_requests() {
+    let etcd = Etcd::start();
+    // A long TTL, so that no renewal falls between; and holds too short for a watch.
+    let (session, apart) = (connect(&etcd, 600), connect_apart(&etcd, 600));
+    let mut outside = Outside::of(&etcd);
+    let mutex = session.mutex("cost").unwrap();
+    fn cost<T>(session: &Session, call: impl FnOnce() -> T) -> (u64, T) {
+        let before = session.stats().requests;
+        let result = call();
+        (session.stats().requests - before, result)
+    }
+
+    let (requests, hold) = cost(&session, || mutex.lock().unwrap());
+    assert_eq!(requests, 1, "an uncontended lock");
+    assert_eq!(cost(&session, || hold.unlock().unwrap()).0, 1, "an unlock");
+    let (requests, hold) = cost(&session, || mutex.try_lock().unwrap());
+    assert_eq!(requests, 1, "a try of a free lock");
+
+    let revision = outside.revision();
+    let (requests, tried) = cost(&session, || mutex.try_lock().unwrap());
+    assert!(tried.is_none() && requests == 0, "a try of what this process holds: {requests}");
+    let there = apart.mutex("cost").unwrap();
+    let (requests, tried) = cost(&apart, || there.try_lock().unwrap());
+    assert!(tried.is_none() && requests == 1, "a try of what another process holds: {requests}");
+    assert_eq!(outside.revision(), revision, "a failed try writes nothing");
+    drop(hold);
+
+    // Ten waiters of one process: one entry, ten hand-overs, the last of which is a plain leave.
+    let first = mutex.lock().unwrap();
+    let waiting: Vec<_> = (0..10).map(|_| mutex.as_async().lock()).collect();
+    let (requests, ()) = cost(&session, || {
+        first.unlock().unwrap();
+        for hold in &waiting {
+            hold.wait_for(LONG).expect("in time").unwrap().unlock().wait().unwrap();
+        }
+    });
+    assert_eq!(requests, 11, "one request for each hand-over, and one for the last unlock");
+    assert!(outside.keys("cost").is_empty());
+}
+
+#[test]
+fn many_rounds_leave_etcds_index_small() {
+    // A key that was deleted stays in etcd's index until a compaction, and slows every look at the
+    // queue. So the same few keys are used again and again.
+    let etcd = Etcd::start();
+    let session = connect(&etcd, 60);
+    let mut outside = Outside::of(&etcd);
+    let first = outside.revision();
+    let mutex = session.mutex("index").unwrap();
+    for _ in 0..200 {
+        mutex.lock().unwrap().unlock().unwrap();
+    }
+    let events = outside.runtime.block_on(async {
+        let from_the_start = etcd_client::WatchOptions::new().with_prefix().with_start_revision(first + 1);
+        let mut stream = outside.client.watch("index", Some(from_the_start)).await.unwrap();
+        let mut keys = std::collections::BTreeSet::new();
+        let mut events = 0;
+        while events < 400 {
+            for event in stream.message().await.unwrap().unwrap().events() {
+                keys.insert(event.kv().unwrap().key().to_vec());
+                events += 1;
+            }
+        }
+        keys
+    });
+    assert!(events.len() <= 2, "{} keys for 200 rounds", events.len());
+}
+
+// ---- several processes ---------------------------------------------------------------------
+
+/// `target/release`, where cargo has put the examples that this test runs.
+fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.join("examples").join(name)
+}
+
+#[test]
+fn processes_are_never_inside_together() {
+    let etcd = Etcd::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("counter");
+    std::fs::write(&file, "0").unwrap();
+    let children: Vec<_> = (0..4)
+        .map(|_| {
+            Command::new(example("counter"))
+                .args([etcd.endpoint().as_str(), file.to_str().unwrap(), "1000", "lock"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("the example is built with the tests")
+        })
+        .collect();
+    let mut visits = Vec::new();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            let field = |name: &str| -> u64 {
+                line.split(' ').find_map(|part| part.strip_prefix(name)).expect("a field").parse().expect("a number")
+            };
+            visits.push((field("token="), field("value=")));
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "4000");
+    visits.sort_unstable();
+    let values: Vec<u64> = visits.iter().map(|(_, value)| *value).collect();
+    assert_eq!(values, (1..=4000).collect::<Vec<_>>(), "in the order of the tokens the counter rises by one");
+    assert!(Outside::of(&etcd).keys("/demo").is_empty(), "no key is left");
+}
+
+// ---- faults from outside -------------------------------------------------------------------
+
+#[test]
+fn a_hold_outlives_its_ttl_many_times() {
+    let etcd = Etcd::start();
+    let session = connect(&etcd, 2);
+    let hold = session.mutex("renewed").unwrap().lock().unwrap();
+    let lost = losses(&hold);
+    assert_eq!(lost.recv_timeout(Duration::from_secs(7)), Err(mpsc::RecvTimeoutError::Timeout));
+    assert!(hold.is_held() && session.stats().renewals >= 8);
+    hold.unlock().unwrap();
+}
+
+#[test]
+fn row_2_a_waiter_whose_lease_was_revoked_gets_the_lock_on_a_new_one() {
+    let etcd = Etcd::start();
+    let mut outside = Outside::of(&etcd);
+    let (holder, waiter) = (connect(&etcd, 10), connect_apart(&etcd, 10));
+    let hold = holder.mutex("row2").unwrap().lock().unwrap();
+    let waiting = waiter.as_async().mutex("row2").unwrap().lock();
+    until("the waiter is in the queue", || outside.keys("row2").len() == 2);
+    let dead = waiter.as_async().lease_id().unwrap();
+    outside.revoke(dead);
+    until("its key is gone or new", || outside.keys("row2").iter().all(|(_, lease)| *lease != dead));
+    hold.unlock().unwrap();
+    let hold = waiting.wait_for(LONG).expect("in time").unwrap();
+    let keys = outside.keys("row2");
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    assert_ne!(keys[0].1, dead, "not on the dead lease");
+    assert_eq!(Some(keys[0].1), waiter.as_async().lease_id());
+    assert!(hold.is_held());
+}
+
+#[test]
+fn row_7_the_ttl_that_the_server_grants_is_used() {
+    let etcd = Etcd::start_with(&["--heartbeat-interval", "300", "--election-timeout", "3000"]);
+    let session = connect(&etcd, 2);
+    assert!(session.as_async().ttl() >= Duration::from_secs(4), "etcd raises the TTL to 1.5 election timeouts");
+    let hold = session.mutex("row7").unwrap().lock().unwrap();
+    assert!(hold.remaining() > Duration::from_secs(2) && hold.remaining() < session.as_async().ttl());
+}
+
+#[test]
+fn row_13_a_key_deleted_from_outside_is_a_loss() {
+    let etcd = Etcd::start();
+    let mut outside = Outside::of(&etcd);
+    let (session, apart) = (connect(&etcd, 60), connect_apart(&etcd, 60));
+    let mutex = session.mutex("row13").unwrap();
+    // At once, before any watch; later, with a watch of its own; and with a waiter and its watch.
+    for pause in [0, 100, 200] {
+        let hold = mutex.lock().unwrap();
+        let lost = losses(&hold);
+        let waiting = (pause == 200).then(|| apart.as_async().mutex("row13").unwrap().lock());
+        std::thread::sleep(Duration::from_millis(pause));
+        let own = outside.keys("row13")[0].0.clone();
+        outside.delete_all(&own);
+        assert_eq!(lost.recv_timeout(LONG).expect("a loss"), Loss::KeyDeleted);
+        assert!(!hold.is_held());
+        assert_eq!(hold.loss(), Some(Loss::KeyDeleted));
+        let error = hold.unlock().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        assert!(error.message().contains("deleted"), "{error}");
+        if let Some(waiting) = waiting {
+            drop(waiting.wait_for(LONG).expect("the waiter gets it").unwrap());
+        }
+    }
+}
+
+#[test]
+fn row_13_a_revoked_lease_is_a_loss_and_the_session_goes_on() {
+    let etcd = Etcd::start();
+    let mut outside = Outside::of(&etcd);
+    let session = connect(&etcd, 60);
+    let hold = session.mutex("revoked").unwrap().lock().unwrap();
+    let lost = losses(&hold);
+    outside.revoke(session.as_async().lease_id().unwrap());
+    // Its key went with it, and that is what is seen first: the next renewal is 20 s away.
+    assert_eq!(lost.recv_timeout(LONG).expect("a loss"), Loss::KeyDeleted);
+    let again = session.mutex("revoked").unwrap().lock_timeout(LONG).expect("the session gets itself a new lease");
+    assert!(again.is_held());
+    again.unlock().unwrap();
+}
+
+#[test]
+fn a_guarded_write_is_refused_once_the_key_is_gone() {
+    let etcd = Etcd::start();
+    let mut outside = Outside::of(&etcd);
+    let session = connect(&etcd, 60);
+    let hold = session.mutex("guard").unwrap().lock().unwrap();
+    outside.delete_all("guard/");
+    assert_eq!(hold.put("state", "late").unwrap_err().kind(), ErrorKind::Lost);
+    assert!(!hold.is_held(), "a refused write is a loss");
+    assert!(outside.keys("state").is_empty(), "nothing was written");
+}
+
+#[test]
+fn row_27_without_etcd_connect_says_where_and_why_or_waits_for_it() {
+    let mut etcd = Etcd::start();
+    etcd.kill();
+    let options = Options::default().connect_timeout(Duration::from_secs(1));
+    let error = Session::connect(etcd.endpoint(), options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains(&etcd.endpoint()) && error.message().contains("refused"), "{error}");
+
+    let options = Options::default().connect_timeout(LONG);
+    let connecting = etcdlock::Session::connect(etcd.endpoint(), options);
+    etcd.start_again();
+    let session = connecting.wait_for(LONG).expect("in time").expect("etcd is there now");
+    drop(session.mutex("row27").unwrap().lock().wait().unwrap());
+}
+
+#[test]
+fn a_restart_of_etcd_interrupts_nobody() {
+    let mut etcd = Etcd::start();
+    let (holder, waiter) = (connect(&etcd, 30), connect_apart(&etcd, 30));
+    let hold = holder.mutex("restart").unwrap().lock().unwrap();
+    let waiting = waiter.as_async().mutex("restart").unwrap().lock();
+    let mut outside = Outside::of(&etcd);
+    until("the waiter is in the queue", || outside.keys("restart").len() == 2);
+    etcd.kill();
+    etcd.start_again();
+    assert!(hold.is_held());
+    hold.unlock().expect("through the restart");
+    let hold = waiting.wait_for(LONG).expect("in time").unwrap();
+    hold.unlock().wait().unwrap();
+    until("nothing is left", || Outside::of(&etcd).keys("restart").is_empty());
+}
+
+#[test]
+fn row_12_an_unlock_without_etcd_returns_in_time_and_the_key_goes_later() {
+    let mut etcd = Etcd::start();
+    let session = connect(&etcd, 60);
+    let mutex = session.mutex("row12").unwrap();
+    let hold = mutex.lock().unwrap();
+    let waiting = session.mutex("row12-other").unwrap();
+    etcd.kill();
+    let error = hold.unlock().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("released here"), "{error}");
+    assert!(!mutex.is_held());
+    assert_eq!(waiting.lock_timeout(Duration::from_millis(300)).unwrap_err().kind(), ErrorKind::Timeout);
+    etcd.start_again();
+    // Only the keys of the queues: a marker against late copies of a request goes with the lease.
+    until("both keys are gone", || ["row12/", "row12-other/"].iter().all(|queue| Outside::of(&etcd).keys(queue).is_empty()));
+}
+
+// ---- other clients in the same queue -------------------------------------------------------
+
+/// A program that waits for the lock, says so when it has it, and lets go when its input closes.
+struct OtherClient {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: mpsc::Receiver<String>,
+}
+
+impl OtherClient {
+    fn start(mut command: Command) -> OtherClient {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
+        let (tx, lines) = mpsc::channel();
+        let stdout = child.stdout.take().unwrap();
+        std::thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| drop(tx.send(line.unwrap()))));
+        OtherClient { stdin: child.stdin.take(), child, lines }
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(LONG).expect("a line")
+    }
+
+    fn release(&mut self) {
+        self.stdin = None;
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for OtherClient {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// etcd's own Go client, built from `tests/peers/go`; none where Go is not installed.
+fn go_peer() -> Option<&'static Path> {
+    static PEER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PEER.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peers/go");
+        let binary = example("go-peer");
+        if Command::new("go").arg("version").stdout(Stdio::null()).status().is_err() {
+            println!("SKIPPED: Go is not installed, so its client is not tried");
+            return None;
+        }
+        let built = Command::new("go").args(["build", "-o"]).arg(&binary).arg(".").current_dir(source).status();
+        assert!(built.expect("go runs").success(), "the Go peer does not build");
+        Some(binary)
+    })
+    .as_deref()
+}
+
+/// Ours, theirs and ours again in one queue, then theirs and ours: each waits for those before.
+fn share_one_queue(etcd: &Etcd, name: &str, start_theirs: impl Fn() -> OtherClient) {
+    let mut outside = Outside::of(etcd);
+    let prefix = format!("{name}/");
+    let (first, last) = (connect(etcd, 30), connect_apart(etcd, 30));
+    let ours = first.mutex(name).unwrap().lock().unwrap();
+    let mut theirs = start_theirs();
+    until("theirs waits", || outside.keys(&prefix).len() == 2);
+    let waiting = last.as_async().mutex(name).unwrap().lock();
+    until("ours waits behind", || outside.keys(&prefix).len() == 3);
+    assert!(theirs.lines.try_recv().is_err(), "theirs must not have the lock yet");
+    assert!(first.inspect(name).unwrap().iter().map(|contender| contender.is_holder).eq([true, false, false]));
+
+    let token = ours.token();
+    ours.unlock().unwrap();
+    let got = theirs.line();
+    assert!(got.contains("held") || got.contains(name), "{got}");
+    assert!(waiting.wait_for(Duration::ZERO).is_none(), "theirs is first");
+    assert!(first.mutex(name).unwrap().try_lock().unwrap().is_none(), "a try sees theirs");
+    theirs.release();
+    let ours = waiting.wait_for(LONG).expect("in time").unwrap();
+    assert!(ours.token() > token);
+
+    let mut theirs = start_theirs();
+    until("theirs waits again", || outside.keys(&prefix).len() == 2);
+    ours.unlock().wait().unwrap();
+    theirs.line();
+    theirs.release();
+    assert!(outside.keys(&prefix).is_empty());
+}
+
+#[test]
+fn row_37_gos_mutex_and_ours_share_one_queue() {
+    let Some(peer) = go_peer() else { return };
+    let etcd = Etcd::start();
+    share_one_queue(&etcd, "with-go", || {
+        let mut command = Command::new(peer);
+        command.args(["hold", &etcd.endpoint(), "with-go"]);
+        let mut client = OtherClient::start(command);
+        assert_eq!(client.line(), "ready");
+        client.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        client
+    });
+}
+
+#[test]
+fn row_37_etcdctl_lock_and_ours_share_one_queue() {
+    let etcd = Etcd::start();
+    if etcd.etcdctl_command().is_none() {
+        println!("SKIPPED: etcdctl is not installed, so it is not tried");
+        return;
+    }
+    share_one_queue(&etcd, "with-etcdctl", || {
+        let mut command = etcd.etcdctl_command().unwrap();
+        // It runs `cat` while it holds the lock; cat says a word and ends with its input.
+        command.args(["lock", "with-etcdctl", "--", "sh", "-c", "echo held; exec cat"]);
+        OtherClient::start(command)
+    });
+}
