@@ -1,3 +1,5 @@
+//! Says how an addon for Node is linked.
+
 fn main() {
     napi_build::setup();
 }

@@ -138,6 +138,12 @@ impl PostBox {
         self.post.cancel(id);
     }
 
+    /// Cancels everything, for the end of the process.
+    #[napi]
+    pub fn close(&self) {
+        self.post.close();
+    }
+
     #[napi]
     pub fn connect(&self, id: u32, target: Vec<String>, options: ConnectOptions) {
         self.post.expect(id, Session::connect(target, options.into_options()), Outcome::Session);
@@ -304,6 +310,6 @@ impl NativeHold {
 
 /// Closes every session of the process, for its end. Returns whether all confirmed it.
 #[napi]
-pub fn shutdown(limit_ms: f64) -> bool {
+pub(crate) fn shutdown(limit_ms: f64) -> bool {
     etcdlock::shutdown(milliseconds(limit_ms))
 }

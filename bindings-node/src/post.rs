@@ -94,7 +94,8 @@ impl Post {
         }
     }
 
-    fn close(&self) {
+    /// Cancels what is running and drops what has come, now and later.
+    pub(crate) fn close(&self) {
         let (outcomes, running) = {
             let mut state = self.state();
             state.closed = true;
