@@ -158,7 +158,7 @@ fn processes_are_never_inside_together() {
     let etcd = Etcd::start();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("counter");
-    std::fs::write(&file, "0").unwrap();
+    std::fs::write(&file, "0000000000").unwrap();
     let children: Vec<_> = (0..4)
         .map(|_| {
             Command::new(example("counter"))
@@ -179,7 +179,7 @@ fn processes_are_never_inside_together() {
             visits.push((field("token="), field("value=")));
         }
     }
-    assert_eq!(std::fs::read_to_string(&file).unwrap(), "4000");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "0000004000");
     visits.sort_unstable();
     let values: Vec<u64> = visits.iter().map(|(_, value)| *value).collect();
     assert_eq!(values, (1..=4000).collect::<Vec<_>>(), "in the order of the tokens the counter rises by one");

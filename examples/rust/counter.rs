@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
         let value = fs::read_to_string(file)?.trim().parse::<u64>().unwrap_or(0) + 1;
         std::thread::sleep(Duration::from_micros(200));
-        fs::write(file, value.to_string())?;
+        fs::File::options().write(true).open(file)?.write_all(format!("{value:010}").as_bytes())?;
 
         let token = hold.as_ref().map_or("-".to_owned(), |hold| hold.token().to_string());
         writeln!(std::io::stdout(), "token={token} value={value} waited_us={waited}")?;

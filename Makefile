@@ -1,0 +1,54 @@
+# Every command a person runs. `make` alone lists them.
+SHELL := bash
+CARGO := cargo
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+
+# Folders of the languages; each has a Makefile with test, lint and dist.
+LANGUAGES := $(patsubst %/Makefile,%,$(wildcard ffi-c/Makefile bindings-*/Makefile))
+
+# Prints what a step is and how long it took.
+step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"; start=$$SECONDS; $(2) && printf '== %s: done in %ss\n' "$(1)" "$$((SECONDS - start))"
+
+.PHONY: help setup demo build test test-core lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
+
+help:
+	@echo "make demo    several programs share one counter on a throw-away etcd"
+	@echo "make test    everything, from a fresh clone"
+	@echo "make lint    formatters and linters, warnings denied"
+	@echo "make dist    packages of every language, into dist/"
+	@echo "make bench   figures beside a plain put and beside etcd's Go client"
+
+setup:
+	@tests/setup.sh
+
+demo: setup
+	@tests/demo.sh
+
+test: setup test-core $(LANGUAGES:%=test-%)
+	@printf '\n== all tests passed\n'
+
+test-core: setup
+	$(call step,core: build,$(CARGO) build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock --lib --bins --examples)
+	$(call step,core: tests on memory and on a real etcd,$(CARGO) test --release --locked -p etcdlock -p etcdlock-rig -p etcdlock-demo)
+	$(call step,demo,tests/demo.sh > target/demo.log 2>&1 || { cat target/demo.log; exit 1; })
+
+$(LANGUAGES:%=test-%): test-%: setup test-core
+	$(call step,$*: tests,$(MAKE) --no-print-directory -C $* test)
+
+lint: setup
+	$(call step,rustfmt,$(CARGO) fmt --all --check)
+	$(call step,clippy,$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings)
+	$(call step,rustdoc,RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p etcdlock)
+	@for language in $(LANGUAGES); do $(MAKE) --no-print-directory -C $$language lint || exit 1; done
+
+dist: setup
+	@mkdir -p dist
+	@for language in $(LANGUAGES); do $(MAKE) --no-print-directory -C $$language dist || exit 1; done
+	@ls -lh dist dist/npm 2>/dev/null
+
+bench: setup
+	@bench/run.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf dist .venv
