@@ -4,7 +4,7 @@
 // the core's own thread sends by post settle them. See index.d.ts for what everything means.
 
 const { isMainThread } = require('node:worker_threads')
-const { PostBox, shutdown } = require('./native.js')
+const { PostBox, isHeld, shutdown } = require('./native.js')
 
 const asyncDispose = Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')
 
@@ -330,7 +330,7 @@ const forgotten = new FinalizationRegistry((state) => {
     `the hold on ${JSON.stringify(state.name)} (token ${state.token}) was garbage-collected without unlock() and is ` +
       'released now; keep it until you unlock it, or use withLock() or await using',
   )
-  const wasHeld = state.native.isHeld()
+  const wasHeld = isHeld(state.native.place())
   stopListening(state)
   release(state.native)
   // Who was told of a loss need not unlock.
@@ -347,12 +347,14 @@ function stopListening(state) {
 class Hold {
   #state
   #native
+  #place
   /** Keeps the session open: it closes with its last mutex. */
   #mutex
 
   constructor(native, mutex) {
     guard(native)
     this.#native = native
+    this.#place = native.place()
     this.#mutex = mutex
     this.#state = { native, name: mutex.name, token: native.token(), released: false, controller: undefined, lossNumber: undefined }
     forgotten.register(this, this.#state, this)
@@ -375,7 +377,7 @@ class Hold {
   }
 
   isHeld() {
-    return this.#native.isHeld()
+    return isHeld(this.#place)
   }
 
   remaining() {

@@ -1,6 +1,7 @@
 //! The classes that `index.js` wraps. A call that takes time gets a number, and its result comes
 //! with that number by post.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use napi::bindgen_prelude::{BigInt, Buffer, Either, Either4, Function, Uint8Arra
 use napi::{Env, Result};
 use napi_derive::napi;
 
+use crate::held::Place;
 use crate::post::{Outcome, Post};
 
 type Value = Either4<NativeSession, NativeHold, Buffer, Vec<Contender>>;
@@ -119,7 +121,7 @@ impl PostBox {
                 Outcome::Error(why) => error = Some(failure(&why)),
                 Outcome::Nothing => {}
                 Outcome::Session(session) => value = Some(Either4::A(NativeSession { post: self.post.clone(), session })),
-                Outcome::Hold(hold) => value = Some(Either4::B(NativeHold { post: self.post.clone(), hold })),
+                Outcome::Hold(hold) => value = Some(Either4::B(NativeHold::new(self.post.clone(), hold))),
                 Outcome::Bytes(bytes) => value = Some(Either4::C(bytes.into())),
                 Outcome::Contenders(all) => value = Some(Either4::D(all.into_iter().map(Contender::from).collect())),
             }
@@ -253,7 +255,15 @@ impl NativeMutex {
 #[napi]
 pub struct NativeHold {
     post: Arc<Post>,
-    hold: Hold,
+    hold: Rc<Hold>,
+    place: Place,
+}
+
+impl NativeHold {
+    fn new(post: Arc<Post>, hold: Hold) -> Self {
+        let hold = Rc::new(hold);
+        NativeHold { post, place: Place::of(hold.clone()), hold }
+    }
 }
 
 #[napi]
@@ -263,9 +273,10 @@ impl NativeHold {
         self.hold.token().into()
     }
 
+    /// For `isHeld(place)`.
     #[napi]
-    pub fn is_held(&self) -> bool {
-        self.hold.is_held()
+    pub fn place(&self) -> u32 {
+        self.place.0
     }
 
     /// Milliseconds.

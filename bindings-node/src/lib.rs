@@ -2,4 +2,5 @@
 //! box through which their results reach the event loop. What users see is in `index.js`.
 
 mod handles;
+mod held;
 mod post;
