@@ -184,7 +184,10 @@ impl Store for EtcdStore {
                 return Ok(None);
             }
             // Only keys of nested locks: the comparison cannot tell, so take a place to find out.
-            let entered = self.enter(ticket).await?;
+            let mut entered = self.enter(ticket).await?;
+            if entered.ahead.keys.is_none() {
+                entered.ahead = self.look(ticket, entered.token).await?.ahead;
+            }
             if entered.ahead.is_nobody() {
                 return Ok(Some(entered));
             }
@@ -292,5 +295,181 @@ impl Store for EtcdStore {
 
     fn requests(&self) -> u64 {
         self.members.requests()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Each step sent twice, late, or after its end, as a network may do it.
+
+    use super::*;
+    use crate::pending::Pending;
+    use etcdlock_rig::Etcd;
+
+    struct Rig {
+        _etcd: Etcd,
+        store: Arc<EtcdStore>,
+        env: Env,
+        lease: LeaseId,
+    }
+
+    impl Rig {
+        fn start() -> Rig {
+            let etcd = Etcd::start();
+            let env = Env::of_process().unwrap();
+            let urls = [format!("http://{}", etcd.endpoint())];
+            let connection = crate::Options::default().connection();
+            // Its watch task is spawned from here, so the store is made on the io thread.
+            let io = env.clone();
+            let made = Pending::start(&env, async move { EtcdStore::new(&urls, &connection, io) });
+            let mut rig = Rig { _etcd: etcd, store: Arc::new(made.wait().unwrap()), env, lease: 0 };
+            rig.lease = rig.ask(|store| async move { store.open_lease(60).await }).unwrap().0;
+            rig
+        }
+
+        fn ask<T: Send + 'static, F>(&self, question: impl FnOnce(Arc<EtcdStore>) -> F) -> Result<T, Trouble>
+        where
+            F: Future<Output = Result<T, Trouble>> + Send + 'static,
+        {
+            let answer = question(self.store.clone());
+            Pending::start(&self.env, async move { Ok(answer.await) }).wait().unwrap()
+        }
+
+        fn ticket(&self, n: u32) -> Ticket {
+            let key = format!("q/{:x}-{n:x}", self.lease);
+            Ticket { name: "q".into(), key, lease: self.lease, second: n % 2 == 1, value: "{}".into() }
+        }
+
+        fn enter(&self, ticket: &Ticket) -> Result<Entered, Trouble> {
+            let ticket = ticket.clone();
+            self.ask(|store| async move { store.enter(&ticket).await })
+        }
+
+        fn enter_if_free(&self, ticket: &Ticket) -> Result<Option<Entered>, Trouble> {
+            let ticket = ticket.clone();
+            self.ask(|store| async move { store.enter_if_free(&ticket).await })
+        }
+
+        fn leave(&self, ticket: &Ticket, token: Option<Revision>, void: bool, next: Option<&Ticket>) -> Result<Left, Trouble> {
+            let (ticket, next) = (ticket.clone(), next.cloned());
+            self.ask(|store| async move {
+                store.leave(Leaving { ticket: &ticket, token, void, next: next.as_ref() }).await
+            })
+        }
+
+        fn look(&self, ticket: &Ticket, token: Revision) -> Look {
+            let ticket = ticket.clone();
+            self.ask(|store| async move { store.look(&ticket, token).await }).unwrap()
+        }
+
+        fn queue(&self) -> Vec<String> {
+            let entries = self.ask(|store| async move { store.contenders("q").await }).unwrap();
+            entries.into_iter().map(|entry| entry.key).collect()
+        }
+    }
+
+    #[test]
+    fn an_entry_sent_twice_is_one_ticket_with_one_token() {
+        let rig = Rig::start();
+        let (first, second) = (rig.ticket(0), rig.ticket(1));
+        let entered = rig.enter(&first).unwrap();
+        assert!(entered.ahead.is_nobody());
+        let behind = rig.enter(&second).unwrap();
+        assert_eq!(behind.ahead.keys.as_deref(), Some(&[first.key.clone()][..]));
+        assert_eq!(rig.enter(&first).unwrap().token, entered.token);
+        assert_eq!(rig.enter(&second).unwrap().ahead.keys, behind.ahead.keys);
+        assert_eq!(rig.enter_if_free(&first).unwrap().unwrap().token, entered.token);
+        assert_eq!(rig.queue().len(), 2);
+    }
+
+    #[test]
+    fn a_copy_of_an_entry_that_arrives_after_the_give_up_makes_no_key() {
+        let rig = Rig::start();
+        let ticket = rig.ticket(0);
+        // It never arrived, as far as is known; so it is given up with a marker. Then it arrives.
+        assert!(!rig.leave(&ticket, None, true, None).unwrap().was_present);
+        assert!(matches!(rig.enter(&ticket), Err(Trouble::Refused(_))));
+        assert!(matches!(rig.enter_if_free(&ticket), Err(Trouble::Refused(_))));
+        assert!(rig.queue().is_empty());
+
+        let ticket = rig.ticket(1);
+        rig.enter(&ticket).unwrap();
+        assert!(rig.leave(&ticket, None, true, None).unwrap().was_present, "it did arrive: taken out");
+        assert!(rig.enter(&ticket).is_err(), "and a second copy is refused");
+        assert!(rig.queue().is_empty());
+    }
+
+    #[test]
+    fn leaving_never_deletes_another_ticket_of_the_same_key() {
+        let rig = Rig::start();
+        let ticket = rig.ticket(0);
+        let first = rig.enter(&ticket).unwrap().token;
+        rig.leave(&ticket, Some(first), false, None).unwrap();
+        let second = rig.enter(&ticket).unwrap().token;
+        assert!(second > first);
+        assert!(!rig.leave(&ticket, Some(first), false, None).unwrap().was_present, "a late copy of the first leave");
+        assert_eq!(rig.queue().len(), 1);
+    }
+
+    #[test]
+    fn a_hand_over_sent_twice_hands_over_once() {
+        let rig = Rig::start();
+        let (first, next) = (rig.ticket(0), rig.ticket(1));
+        let token = rig.enter(&first).unwrap().token;
+        let left = rig.leave(&first, Some(token), false, Some(&next)).unwrap();
+        let entered = left.next.unwrap();
+        assert!(left.was_present && entered.ahead.is_nobody() && entered.token > token);
+        let again = rig.leave(&first, Some(token), false, Some(&next)).unwrap();
+        assert!(again.was_present);
+        assert_eq!(again.next.unwrap().token, entered.token);
+        // After the next one has left too, a third copy must not bring it back.
+        rig.leave(&next, Some(entered.token), false, None).unwrap();
+        assert!(rig.leave(&first, Some(token), false, Some(&next)).unwrap().next.is_none());
+        assert!(rig.queue().is_empty());
+    }
+
+    #[test]
+    fn a_hand_over_puts_the_next_behind_those_who_wait() {
+        let rig = Rig::start();
+        let (first, other, next) = (rig.ticket(0), rig.ticket(2), rig.ticket(1));
+        let token = rig.enter(&first).unwrap().token;
+        rig.enter(&other).unwrap();
+        let entered = rig.leave(&first, Some(token), false, Some(&next)).unwrap().next.unwrap();
+        assert_eq!(entered.ahead.keys.as_deref(), Some(&[other.key.clone()][..]));
+    }
+
+    #[test]
+    fn a_long_queue_is_looked_at_from_ones_own_place() {
+        let rig = Rig::start();
+        let tickets: Vec<_> = (0..20).map(|n| rig.ticket(n)).collect();
+        let entered: Vec<_> = tickets.iter().map(|ticket| rig.enter(ticket).unwrap()).collect();
+        assert_eq!(entered[19].ahead.keys, None, "too many to say in one answer");
+        let look = rig.look(&tickets[19], entered[19].token);
+        let nearest: Vec<_> = tickets[..19].iter().rev().take(NEAR + 1).map(|ticket| ticket.key.clone()).collect();
+        assert!(look.present);
+        assert_eq!(look.ahead.keys, Some(nearest));
+        // Keys of nested locks are in the same range, but nobody's contenders.
+        for n in 0..20 {
+            let nested = Ticket { name: "q/n".into(), key: format!("q/n/{:x}-{n:x}", rig.lease), ..rig.ticket(n) };
+            rig.enter(&nested).unwrap();
+        }
+        for ticket in &tickets[..19] {
+            rig.leave(ticket, None, false, None).unwrap();
+        }
+        assert!(rig.look(&tickets[19], entered[19].token).ahead.is_nobody());
+        rig.leave(&tickets[19], None, false, None).unwrap();
+        assert!(rig.enter_if_free(&rig.ticket(40)).unwrap().is_some(), "a try is not misled by nested keys");
+    }
+
+    #[test]
+    fn nothing_enters_on_a_dead_lease() {
+        let rig = Rig::start();
+        let lease = rig.lease;
+        rig.ask(move |store| async move { store.close_lease(lease).await }).unwrap();
+        assert_eq!(rig.enter(&rig.ticket(0)).unwrap_err(), Trouble::LeaseGone);
+        let limit = Duration::from_secs(5);
+        let renewed = rig.ask(move |store| async move { store.renew_lease(lease, limit).await });
+        assert_eq!(renewed, Err(Trouble::LeaseGone));
+        assert_eq!(rig.ask(move |store| async move { store.close_lease(lease).await }), Ok(()));
     }
 }
