@@ -54,16 +54,28 @@ impl Inner {
         let (reply, mut answer) = oneshot::channel();
         core.service.submit(&self.name, Command::Lock(Waiter { session: core.clone(), only_try, reply }));
         let mut gives_up = GivesUp { core, name: &self.name, answered: false };
-        let answered = match limit {
-            None => Some((&mut answer).await),
-            Some(limit) => match timeout(limit, &mut answer).await {
-                Ok(answered) => Some(answered),
-                Err(_) => {
-                    // Either it is granted by now, or it never will be.
-                    answer.close();
-                    answer.try_recv().ok().map(Ok)
+        let first = {
+            let first = async {
+                tokio::select! {
+                    biased;
+                    answered = &mut answer => Some(answered),
+                    () = core.closing() => None,
                 }
-            },
+            };
+            match limit {
+                None => Ok(first.await),
+                Some(limit) => timeout(limit, first).await,
+            }
+        };
+        let answered = match first {
+            Ok(Some(answered)) => Some(answered),
+            // Another session of this process may have the lock, and its place goes on.
+            Ok(None) => return Err(core.closed()),
+            Err(_) => {
+                // Either it is granted by now, or it never will be.
+                answer.close();
+                answer.try_recv().ok().map(Ok)
+            }
         };
         let Some(answered) = answered else {
             gives_up.now().await;

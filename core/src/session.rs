@@ -71,7 +71,14 @@ impl SessionCore {
         if *self.closing.borrow() { Err(self.closed()) } else { Ok(()) }
     }
 
-    fn closed(&self) -> Error {
+    /// Waits until the session begins to close.
+    pub(crate) async fn closing(&self) {
+        let mut closing = self.closing.subscribe();
+        // It cannot fail while the session is there.
+        let _ = closing.wait_for(|closing| *closing).await;
+    }
+
+    pub(crate) fn closed(&self) -> Error {
         Error::new(ErrorKind::Closed, format!("the session at {} has been closed; connect anew", self.service.address))
     }
 
