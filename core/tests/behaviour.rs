@@ -252,6 +252,20 @@ on_both_stores! {
         drop(next.wait_for(LONG).expect("the other session gets the lock").unwrap());
     }
 
+    fn closing_ends_a_wait_for_a_lock_that_another_session_holds(target: &str, name: &str) {
+        let (closing, other) = (connect(target), connect(target));
+        let hold = other.mutex(name).unwrap().lock().unwrap();
+        let mutex = closing.mutex(name).unwrap();
+        let waiting = [mutex.as_async().lock(), mutex.as_async().lock_timeout(LONG * 10)];
+        closing.close(LONG).unwrap();
+        for waiting in waiting {
+            assert_eq!(kind(waiting.wait_for(LONG).expect("it ends")), ErrorKind::Closed);
+        }
+        assert!(hold.is_held());
+        hold.unlock().unwrap();
+        assert_eq!(queue_length(&other, name), 0);
+    }
+
     fn a_session_is_closed_by_its_last_drop(target: &str, name: &str) {
         let other = connect(target);
         let session = connect(target);
