@@ -114,7 +114,13 @@ struct Process {
     stdout: BufReader<ChildStdout>,
 }
 
-fn measure(client: &Client, endpoint: &str, work: &Work, name: &str, rounds: usize) -> Result<Figures, Box<dyn std::error::Error>> {
+fn measure(
+    client: &Client,
+    endpoint: &str,
+    work: &Work,
+    name: &str,
+    rounds: usize,
+) -> Result<Figures, Box<dyn std::error::Error>> {
     let each = (rounds / work.processes).max(1);
     let mut processes = Vec::new();
     for _ in 0..work.processes {

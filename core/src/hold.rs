@@ -56,11 +56,7 @@ impl HoldCore {
     }
 
     pub(crate) fn remaining(&self) -> Duration {
-        if self.is_held() {
-            self.lease.deadline().saturating_sub(self.session.service.env.now())
-        } else {
-            Duration::ZERO
-        }
+        if self.is_held() { self.lease.deadline().saturating_sub(self.session.service.env.now()) } else { Duration::ZERO }
     }
 
     pub(crate) fn token(&self) -> i64 {
@@ -165,7 +161,11 @@ impl HoldCore {
                 Ok(GuardedAnswer::NotOwner) => {
                     self.lose(Loss::Refused);
                     let error = self.lost_error(&Loss::Refused);
-                    let doubt = if unanswered { " (an earlier copy of the request went unanswered and may have been applied)" } else { "" };
+                    let doubt = if unanswered {
+                        " (an earlier copy of the request went unanswered and may have been applied)"
+                    } else {
+                        ""
+                    };
                     return Err(Error::new(ErrorKind::Lost, format!("{error}{doubt}")));
                 }
                 Err(Trouble::Denied(why)) => {
@@ -336,7 +336,11 @@ impl Hold {
 
 impl std::fmt::Debug for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hold").field("name", &self.core.name).field("token", &self.core.token).field("held", &self.is_held()).finish()
+        f.debug_struct("Hold")
+            .field("name", &self.core.name)
+            .field("token", &self.core.token)
+            .field("held", &self.is_held())
+            .finish()
     }
 }
 

@@ -9,12 +9,14 @@ use tokio::sync::Notify;
 use crate::error::Loss;
 use crate::store::LeaseId;
 
+type Listener = Box<dyn FnOnce(Loss) + Send>;
+
 /// Something that is lost once, with a reason, and never comes back.
 #[derive(Default)]
 pub(crate) struct LossSignal {
     loss: OnceLock<Loss>,
     changed: Notify,
-    listeners: Mutex<Vec<Box<dyn FnOnce(Loss) + Send>>>,
+    listeners: Mutex<Vec<Listener>>,
 }
 
 impl LossSignal {
@@ -64,7 +66,7 @@ impl LossSignal {
         }
     }
 
-    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn FnOnce(Loss) + Send>>> {
+    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -40,11 +40,11 @@ mod store;
 
 pub use error::{Error, ErrorKind, Loss, Result};
 pub use hold::Hold;
+#[doc(hidden)]
+pub use log::log_to;
 pub use mutex::Mutex;
 pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARGET, DEFAULT_TTL, Options, Target};
 pub use pending::{Canceller, Pending};
-#[doc(hidden)]
-pub use log::log_to;
 #[doc(hidden)]
 pub use runtime::{check_may_block, note_process_id, on_notify_thread};
 pub use session::{Contender, Session, Stats, shutdown};

@@ -295,14 +295,18 @@ fn parse_address(text: &str, connection: &Connection) -> Result<Address> {
     }
     let secure = urls.iter().filter(|url| url.starts_with("https://")).count();
     if wants_tls && secure < urls.len() {
-        return Err(Error::invalid(format!("target {text:?}: certificates are given, but http:// does not use them; say https://")));
+        return Err(Error::invalid(format!(
+            "target {text:?}: certificates are given, but http:// does not use them; say https://"
+        )));
     }
     Ok(Address::Etcd(urls))
 }
 
 fn parse_endpoint(part: &str, text: &str, wants_tls: bool) -> Result<String> {
     let bad = |why: &str| {
-        Error::invalid(format!("target {text:?}: endpoint {part:?} {why}; write host:port, http://host:port or https://host:port"))
+        Error::invalid(format!(
+            "target {text:?}: endpoint {part:?} {why}; write host:port, http://host:port or https://host:port"
+        ))
     };
     if part.is_empty() {
         return Err(bad("is empty"));
@@ -319,7 +323,8 @@ fn parse_endpoint(part: &str, text: &str, wants_tls: bool) -> Result<String> {
     if authority.contains(['/', '?', '#', '@']) || authority.contains(char::is_whitespace) {
         return Err(bad("has more than a host and a port"));
     }
-    let uri: tonic::codegen::http::Uri = format!("{scheme}://{authority}").parse().map_err(|e| bad(&format!("is no address ({e})")))?;
+    let uri: tonic::codegen::http::Uri =
+        format!("{scheme}://{authority}").parse().map_err(|e| bad(&format!("is no address ({e})")))?;
     let Some(host) = uri.host().filter(|host| !host.is_empty()) else { return Err(bad("has no host")) };
     let after_host = authority.strip_prefix(host).unwrap_or_default();
     let port = match after_host.strip_prefix(':') {
@@ -365,7 +370,10 @@ mod tests {
         assert_eq!(parse("[::1]:2379").unwrap(), etcd(&["http://[::1]:2379"]));
         assert_eq!(parse("memory:").unwrap(), Address::Memory(String::new()));
         assert_eq!(parse("memory:x").unwrap(), Address::Memory("x".into()));
-        assert_eq!(Target::from(vec!["a:1", "b:2"]).parse(&Options::default().connection()).unwrap(), etcd(&["http://a:1", "http://b:2"]));
+        assert_eq!(
+            Target::from(vec!["a:1", "b:2"]).parse(&Options::default().connection()).unwrap(),
+            etcd(&["http://a:1", "http://b:2"])
+        );
     }
 
     #[test]

@@ -49,7 +49,10 @@ const UNKNOWN: Revision = 0;
 pub(crate) enum Command {
     Lock(Waiter),
     /// The hold with this token is to be released. The caller has marked it released before.
-    Release { token: Revision, reply: Option<oneshot::Sender<Result<()>>> },
+    Release {
+        token: Revision,
+        reply: Option<oneshot::Sender<Result<()>>>,
+    },
     /// A waiter gave up. The sender is dropped once nothing is left of it.
     GaveUp(Option<oneshot::Sender<()>>),
 }
@@ -128,12 +131,7 @@ enum Turn {
 }
 
 impl Place {
-    pub(crate) fn new(
-        service: Arc<Service>,
-        name: Arc<str>,
-        inbox: UnboundedReceiver<Command>,
-        busy: Arc<AtomicBool>,
-    ) -> Self {
+    pub(crate) fn new(service: Arc<Service>, name: Arc<str>, inbox: UnboundedReceiver<Command>, busy: Arc<AtomicBool>) -> Self {
         Place {
             service,
             name,
@@ -619,7 +617,8 @@ impl Place {
                 Err(refusal) => {
                     if let Some(reply) = reply.take() {
                         let kind = self.error_of(&refusal).kind();
-                        let text = format!("the key of the lock {:?} cannot be deleted: {refusal}; it goes with its lease", self.name);
+                        let text =
+                            format!("the key of the lock {:?} cannot be deleted: {refusal}; it goes with its lease", self.name);
                         let _ = reply.send(Err(Error::new(kind, text)));
                     }
                 }

@@ -119,8 +119,9 @@ struct Link {
 impl Link {
     fn new() -> Link {
         let pid = std::process::id();
-        let env = start_threads(pid)
-            .map_err(|error| Error::new(crate::ErrorKind::Unavailable, format!("the threads of etcdlock cannot be started: {error}")));
+        let env = start_threads(pid).map_err(|error| {
+            Error::new(crate::ErrorKind::Unavailable, format!("the threads of etcdlock cannot be started: {error}"))
+        });
         Link { pid, env, next: OnceLock::new() }
     }
 }

@@ -39,7 +39,9 @@ enum LeaseState {
     /// On the way to a new lease; with the reason if it was refused.
     Seeking(Option<Error>),
     /// With `gone`, the lease is known to have ended in the store.
-    Closed { gone: bool },
+    Closed {
+        gone: bool,
+    },
 }
 
 impl SessionCore {
@@ -255,7 +257,9 @@ impl Drop for KeeperGuard {
 
 fn connect_error(address: &str, trouble: &Trouble) -> Error {
     match trouble {
-        Trouble::Denied(why) => Error::new(ErrorKind::Denied, format!("{address} refuses the session: {why}; check user, password and certificates")),
+        Trouble::Denied(why) => {
+            Error::new(ErrorKind::Denied, format!("{address} refuses the session: {why}; check user, password and certificates"))
+        }
         other => Error::new(ErrorKind::Unavailable, format!("{address} cannot be used: {other}")),
     }
 }
@@ -415,7 +419,11 @@ impl Session {
                 }
             });
             let entries = looking.await.unwrap_or_else(|_| {
-                let text = format!("no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}", core.service.address, core.because_of_trouble());
+                let text = format!(
+                    "no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}",
+                    core.service.address,
+                    core.because_of_trouble()
+                );
                 Err(Error::new(ErrorKind::Unavailable, text))
             })?;
             let contenders = entries.into_iter().enumerate();

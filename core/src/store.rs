@@ -231,7 +231,8 @@ mod tests {
         for key in ["a/694d7abc", "a/694d7abc-1f", "a/0-0"] {
             assert!(is_contender("a", key.as_bytes()), "{key}");
         }
-        for key in ["a", "a/", "a/b/694d", "a/xyz", "a/1-", "a/-1", "a/1-2-3", "ab/694d", "b/694d", "a//1", "a/11112222333344445"] {
+        for key in ["a", "a/", "a/b/694d", "a/xyz", "a/1-", "a/-1", "a/1-2-3", "ab/694d", "b/694d", "a//1", "a/11112222333344445"]
+        {
             assert!(!is_contender("a", key.as_bytes()), "{key}");
         }
     }

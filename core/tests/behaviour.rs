@@ -1,5 +1,7 @@
 //! What a lock does, over both stores. Each test runs once in memory and once on a real etcd.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex as StdMutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! What only a real etcd can show: requests and revisions, several processes, faults from outside,
 //! and other clients in the same queue.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};

@@ -16,8 +16,8 @@ use etcd_client::{
 use self::members::{Members, Role};
 use self::watch::Watches;
 use super::{
-    Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
-    Store, Ticket, Trouble, is_contender,
+    Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision, Store,
+    Ticket, Trouble, is_contender,
 };
 use crate::error::Result;
 use crate::options::Connection;
@@ -352,9 +352,7 @@ mod tests {
 
         fn leave(&self, ticket: &Ticket, token: Option<Revision>, void: bool, next: Option<&Ticket>) -> Result<Left, Trouble> {
             let (ticket, next) = (ticket.clone(), next.cloned());
-            self.ask(|store| async move {
-                store.leave(Leaving { ticket: &ticket, token, void, next: next.as_ref() }).await
-            })
+            self.ask(|store| async move { store.leave(Leaving { ticket: &ticket, token, void, next: next.as_ref() }).await })
         }
 
         fn look(&self, ticket: &Ticket, token: Revision) -> Look {

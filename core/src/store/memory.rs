@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{
-    Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply,
-    Revision, Store, Ticket, Trouble, is_contender,
+    Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
+    Store, Ticket, Trouble, is_contender,
 };
 use crate::runtime::Env;
 
@@ -90,8 +90,7 @@ impl Inner {
         }
         let token = self.token(&ticket.key).unwrap_or_else(|| {
             self.revision += 1;
-            let value =
-                Value { created: self.revision, lease: Some(ticket.lease), bytes: ticket.value.as_bytes().to_vec() };
+            let value = Value { created: self.revision, lease: Some(ticket.lease), bytes: ticket.value.as_bytes().to_vec() };
             self.keys.insert(ticket.key.clone().into_bytes(), value);
             self.revision
         });

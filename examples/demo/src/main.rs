@@ -163,7 +163,11 @@ fn show(say: &Style, workers: &[Worker], step: &Step, done: u64, expected: u64) 
     match step.token {
         Some(token) if done < SHOWN => {
             let waited = step.waited.as_secs_f64() * 1e3;
-            println!("     token {token:>5}   {:<10} wrote {:>4}   after {waited:>7.2} ms", say.color(step.worker, label), step.value);
+            println!(
+                "     token {token:>5}   {:<10} wrote {:>4}   after {waited:>7.2} ms",
+                say.color(step.worker, label),
+                step.value
+            );
         }
         _ if say.colors => {
             let width = 30 * (done + 1) / expected;

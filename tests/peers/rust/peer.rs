@@ -17,7 +17,9 @@ use etcdlock::{Options, blocking::Session};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, what, endpoint, name, rest @ ..] = args.as_slice() else { return Err("usage: peer rounds|put|hold ENDPOINT NAME [ROUNDS]".into()) };
+    let [_, what, endpoint, name, rest @ ..] = args.as_slice() else {
+        return Err("usage: peer rounds|put|hold ENDPOINT NAME [ROUNDS]".into());
+    };
     let rounds: usize = rest.first().map_or(Ok(0), |rounds| rounds.parse())?;
     let session = Session::connect(endpoint, Options::default().ttl(Duration::from_secs(10)))?;
     let mutex = session.mutex(name)?;

@@ -77,14 +77,24 @@ impl Members {
     }
 
     /// Sends one request to one member.
-    pub(super) async fn call<T, F>(&self, role: Role, limit: Duration, request: impl FnOnce(Arc<Client>) -> F) -> Result<T, Trouble>
+    pub(super) async fn call<T, F>(
+        &self,
+        role: Role,
+        limit: Duration,
+        request: impl FnOnce(Arc<Client>) -> F,
+    ) -> Result<T, Trouble>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.call_one(self.pick(role), limit, request).await
     }
 
-    pub(super) async fn call_one<T, F>(&self, member: usize, limit: Duration, request: impl FnOnce(Arc<Client>) -> F) -> Result<T, Trouble>
+    pub(super) async fn call_one<T, F>(
+        &self,
+        member: usize,
+        limit: Duration,
+        request: impl FnOnce(Arc<Client>) -> F,
+    ) -> Result<T, Trouble>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -182,8 +192,9 @@ fn tls_options(connection: &Connection) -> Result<TlsOptions> {
         if pem_or_path.contains("-----BEGIN") {
             return Ok(pem_or_path.to_owned());
         }
-        std::fs::read_to_string(pem_or_path)
-            .map_err(|error| Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}")))
+        std::fs::read_to_string(pem_or_path).map_err(|error| {
+            Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}"))
+        })
     };
     let mut tls = TlsOptions::new();
     tls = match &connection.ca {
