@@ -17,6 +17,7 @@ const MIN_TTL: Duration = Duration::from_secs(2);
 /// etcd refuses more than 9,000,000,000 s; a day is more than any lock should survive its holder.
 const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_NAME: usize = 1024;
+const MAX_HOLD: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Options of a [`Session`](crate::Session). `Options::default()` is right for most.
 ///
@@ -154,6 +155,9 @@ impl Options {
         }
         if self.max_hold.is_some_and(|limit| limit.is_zero()) {
             return Err(Error::invalid("max_hold 0 would release every hold at once: leave it out, or give it some time"));
+        }
+        if self.max_hold.is_some_and(|limit| limit > MAX_HOLD) {
+            return Err(Error::invalid("max_hold is too long: at most 365 days; leave it out for no limit"));
         }
         match (&self.user, &self.password) {
             (Some(user), _) if user.is_empty() => return Err(Error::invalid("user \"\" is empty")),
@@ -405,6 +409,7 @@ mod tests {
             (Options::default().ttl(s(90_000)), "too long"),
             (Options::default().connect_timeout(s(0)), "connect_timeout"),
             (Options::default().max_hold(s(0)), "max_hold"),
+            (Options::default().max_hold(Duration::MAX), "max_hold"),
             (Options::default().user("u"), "without a password"),
             (Options::default().password("p"), "without a user"),
             (Options::default().cert("c"), "without key"),

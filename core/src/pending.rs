@@ -124,7 +124,8 @@ impl<T: Send + 'static> Pending<T> {
                 return Some(Err(Error::forked()));
             }
         }
-        let until = Instant::now() + timeout;
+        // Longer than anybody waits, and short enough for the clock's arithmetic.
+        let until = Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600));
         loop {
             match &*state {
                 State::Done(_) => return Some(take(&mut state)),

@@ -149,6 +149,7 @@ on_both_stores! {
         assert_eq!(queue_length(&here, name), 1, "only the holder is in the queue");
         hold.unlock().unwrap();
         assert_eq!(queue_length(&here, name), 0);
+        here.mutex(name).unwrap().lock_timeout(Duration::MAX).unwrap().unlock().unwrap();
     }
 
     fn a_dropped_hold_is_released(target: &str, name: &str) {
