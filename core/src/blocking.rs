@@ -16,8 +16,9 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::inspect::{Contender, Queue};
 use crate::options::{Options, Target};
-use crate::session::{Contender, Stats};
+use crate::session::Stats;
 
 /// See [`crate::Session`].
 #[derive(Clone, Debug)]
@@ -46,6 +47,11 @@ impl Session {
     /// See [`crate::Session::inspect`].
     pub fn inspect(&self, name: &str) -> Result<Vec<Contender>> {
         self.0.inspect(name).wait()
+    }
+
+    /// See [`crate::Session::list`].
+    pub fn list(&self, prefix: &str) -> Result<Vec<Queue>> {
+        self.0.list(prefix).wait()
     }
 
     /// See [`crate::Session::stats`].

@@ -27,6 +27,7 @@ pub mod blocking;
 mod clock;
 mod error;
 mod hold;
+mod inspect;
 mod lease;
 mod log;
 mod mutex;
@@ -40,6 +41,7 @@ mod store;
 
 pub use error::{Error, ErrorKind, Loss, Result};
 pub use hold::Hold;
+pub use inspect::{Contender, Queue};
 #[doc(hidden)]
 pub use log::log_to;
 pub use mutex::Mutex;
@@ -47,7 +49,7 @@ pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARG
 pub use pending::{Canceller, Pending};
 #[doc(hidden)]
 pub use runtime::{check_may_block, note_process_id, on_notify_thread};
-pub use session::{Contender, Session, Stats, shutdown};
+pub use session::{Session, Stats, shutdown};
 
 /// The version of this library.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -4,14 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, ErrorKind, Loss, Result};
+use crate::inspect::Card;
 use crate::lease::Lease;
 use crate::mutex::Mutex;
-use crate::options::{DEFAULT_REQUEST_TIMEOUT, Options, Target, check_name};
+use crate::options::{Options, Target, check_name};
 use crate::pending::Pending;
 use crate::place::{Command, Retry};
 use crate::runtime::Env;
@@ -204,7 +204,7 @@ impl SessionCore {
         }
     }
 
-    fn connect_error(&self, trouble: &Trouble) -> Error {
+    pub(crate) fn connect_error(&self, trouble: &Trouble) -> Error {
         connect_error(&self.service.address, trouble)
     }
 
@@ -376,7 +376,7 @@ impl Session {
         Ok(Session { handle: Arc::new(Handle { core }) })
     }
 
-    fn core(&self) -> &Arc<SessionCore> {
+    pub(crate) fn core(&self) -> &Arc<SessionCore> {
         &self.handle.core
     }
 
@@ -391,44 +391,11 @@ impl Session {
         Ok(Mutex::new(self.handle.clone(), self.full_name(name)?))
     }
 
-    fn full_name(&self, name: &str) -> Result<Arc<str>> {
+    pub(crate) fn full_name(&self, name: &str) -> Result<Arc<str>> {
         check_name(name)?;
         let full = format!("{}{name}", self.core().options.namespace);
         check_name(&full)?;
         Ok(full.into())
-    }
-
-    /// Who holds the lock of this name and who waits for it, in the order of the queue. Entries of
-    /// etcd's own clients show too, without the details that only ours give.
-    pub fn inspect(&self, name: &str) -> Pending<Vec<Contender>> {
-        let full_name = match self.core().check_open().and_then(|()| self.full_name(name)) {
-            Ok(full_name) => full_name,
-            Err(error) => return Pending::ready(Err(error)),
-        };
-        let core = self.core().clone();
-        Pending::start(&self.core().service.env, async move {
-            let mut retry = Retry::new();
-            let looking = timeout(DEFAULT_REQUEST_TIMEOUT, async {
-                loop {
-                    match core.service.store.contenders(&full_name).await {
-                        Ok(entries) => return Ok(entries),
-                        Err(trouble @ Trouble::Unavailable(_)) => core.service.note_trouble(Some(trouble.to_string())),
-                        Err(trouble) => return Err(core.connect_error(&trouble)),
-                    }
-                    retry.pause().await;
-                }
-            });
-            let entries = looking.await.unwrap_or_else(|_| {
-                let text = format!(
-                    "no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}",
-                    core.service.address,
-                    core.because_of_trouble()
-                );
-                Err(Error::new(ErrorKind::Unavailable, text))
-            })?;
-            let contenders = entries.into_iter().enumerate();
-            Ok(contenders.map(|(place, entry)| Contender::new(place == 0, entry.key, entry.revision, &entry.value)).collect())
-        })
     }
 
     /// The TTL that the store granted, which may be longer than what was asked for.
@@ -494,60 +461,6 @@ pub fn shutdown(limit: Duration) -> bool {
     });
     // The io thread keeps to the limit; the second one is for the case that it is gone.
     matches!(all.wait_for(limit + Duration::from_millis(200)), Some(Ok(())))
-}
-
-/// What a ticket tells about its owner. Readers must do without any of it.
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default)]
-struct Card<'a> {
-    owner: std::borrow::Cow<'a, str>,
-    host: std::borrow::Cow<'a, str>,
-    pid: u32,
-    language: std::borrow::Cow<'a, str>,
-    /// Milliseconds since 1970.
-    since: u64,
-}
-
-/// One who holds a lock or waits for it, as [`Session::inspect`] shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Contender {
-    /// Whether this one is first in the queue, and so holds the lock.
-    pub is_holder: bool,
-    /// The owner's label; empty for entries of other clients.
-    pub owner: String,
-    /// The host it runs on; empty if unknown.
-    pub host: String,
-    /// Its process id; 0 if unknown.
-    pub pid: u32,
-    /// The language it is written in; empty if unknown.
-    pub language: String,
-    /// The fencing token it has, or will have when it holds the lock.
-    pub token: i64,
-    /// How long ago it entered the queue, by the clocks of the two machines; `None` if unknown.
-    pub age: Option<Duration>,
-    /// Its key in the store.
-    pub key: String,
-}
-
-impl Contender {
-    fn new(is_holder: bool, key: String, token: i64, value: &[u8]) -> Self {
-        let card: Card<'_> = serde_json::from_slice(value).unwrap_or_default();
-        let age = (card.since > 0).then(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            now.saturating_sub(Duration::from_millis(card.since))
-        });
-        Contender {
-            is_holder,
-            owner: card.owner.into_owned(),
-            host: card.host.into_owned(),
-            pid: card.pid,
-            language: card.language.into_owned(),
-            token,
-            age,
-            key,
-        }
-    }
 }
 
 /// Counters of a session, from its start.

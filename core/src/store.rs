@@ -206,6 +206,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn guarded<'a>(&'a self, ticket: &'a Ticket, token: Revision, what: &'a Guarded) -> Reply<'a, GuardedAnswer>;
     /// All contenders of a name in the order of the queue.
     fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>>;
+    /// All contenders of all names that start with a prefix, the oldest first.
+    fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>>;
 
     /// Requests sent so far (a follower counts as one when it starts).
     fn requests(&self) -> u64;
@@ -214,11 +216,22 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// The key of a contender of `name`: `<name>/<lease, hex>` as etcd's own clients write it, or
 /// `<name>/<lease, hex>-<n, hex>` as we do. Keys of a lock that is merely nested are none.
 pub(crate) fn is_contender(name: &str, key: &[u8]) -> bool {
-    let Some(rest) = key.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")) else { return false };
+    let entry = key.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"));
+    entry.is_some_and(is_entry)
+}
+
+/// The name of the lock that a key belongs to, if it has the form of a contender's key.
+pub(crate) fn name_of_contender(key: &str) -> Option<&str> {
+    let (name, entry) = key.rsplit_once('/')?;
+    (!name.is_empty() && is_entry(entry.as_bytes())).then_some(name)
+}
+
+/// `<lease, hex>` or `<lease, hex>-<n, hex>`.
+fn is_entry(entry: &[u8]) -> bool {
     let hex = |part: &[u8]| !part.is_empty() && part.len() <= 16 && part.iter().all(u8::is_ascii_hexdigit);
-    match rest.iter().position(|&byte| byte == b'-') {
-        None => hex(rest),
-        Some(dash) => hex(&rest[..dash]) && hex(&rest[dash + 1..]),
+    match entry.iter().position(|&byte| byte == b'-') {
+        None => hex(entry),
+        Some(dash) => hex(&entry[..dash]) && hex(&entry[dash + 1..]),
     }
 }
 

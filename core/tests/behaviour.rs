@@ -311,6 +311,19 @@ on_both_stores! {
         hold.unlock().unwrap();
     }
 
+    fn list_shows_the_names_that_are_held(target: &str, name: &str) {
+        let session = connect_with(target, Options::default().namespace(format!("{name}/")));
+        assert!(session.list("").unwrap().is_empty());
+        let holds = ["b", "a", "a/x"].map(|name| session.mutex(name).unwrap().lock().unwrap());
+        holds[0].put(format!("{name}/b/12345"), "data, not a contender").unwrap();
+        let names = |prefix: &str| session.list(prefix).unwrap().into_iter().map(|queue| queue.name).collect::<Vec<_>>();
+        assert_eq!(names(""), ["a", "a/x", "b"]);
+        assert_eq!(names("a"), ["a", "a/x"]);
+        let queue = &session.list("b").unwrap()[0];
+        assert!(queue.contenders.len() == 1 && queue.contenders[0].is_holder && queue.contenders[0].token == holds[0].token());
+        assert!(connect(target).list(&format!("{name}/")).unwrap().iter().any(|queue| queue.name == format!("{name}/a/x")));
+    }
+
     fn a_kept_hold_belongs_to_its_mutex(target: &str, name: &str) {
         let session = connect(target);
         let mutex = session.as_async().mutex(name).unwrap();

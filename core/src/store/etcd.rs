@@ -17,7 +17,7 @@ use self::members::{Members, Role};
 use self::watch::Watches;
 use super::{
     Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision, Store,
-    Ticket, Trouble, is_contender,
+    Ticket, Trouble, is_contender, name_of_contender,
 };
 use crate::error::Result;
 use crate::options::Connection;
@@ -86,6 +86,10 @@ fn next_read(reads: &mut impl Iterator<Item = GetResponse>) -> Result<GetRespons
 
 fn key_of(kv: &KeyValue) -> String {
     String::from_utf8_lossy(kv.key()).into_owned()
+}
+
+fn entry_of(kv: &KeyValue) -> Entry {
+    Entry { key: key_of(kv), revision: kv.create_revision(), value: kv.value().to_vec() }
 }
 
 /// Who is ahead of a ticket with this token, from the oldest keys of its queue.
@@ -287,9 +291,18 @@ impl Store for EtcdStore {
             let read = |client: Arc<etcd_client::Client>| async move { client.kv_client().get(prefix(name), Some(all)).await };
             let queue = self.members.call(Role::Queue, self.members.request_limit(), read).await?;
             let contenders = queue.kvs().iter().filter(|kv| is_contender(name, kv.key()));
-            Ok(contenders
-                .map(|kv| Entry { key: key_of(kv), revision: kv.create_revision(), value: kv.value().to_vec() })
-                .collect())
+            Ok(contenders.map(entry_of).collect())
+        })
+    }
+
+    fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {
+        Box::pin(async move {
+            let sorted = GetOptions::new().with_sort(SortTarget::Create, SortOrder::Ascend);
+            let all = if prefix.is_empty() { sorted.with_all_keys() } else { sorted.with_prefix() };
+            let read = |client: Arc<etcd_client::Client>| async move { client.kv_client().get(prefix, Some(all)).await };
+            let keys = self.members.call(Role::Queue, self.members.request_limit(), read).await?;
+            let contenders = keys.kvs().iter().filter(|kv| kv.lease() != 0).map(entry_of);
+            Ok(contenders.filter(|entry| name_of_contender(&entry.key).is_some()).collect())
         })
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
-    Store, Ticket, Trouble, is_contender,
+    Store, Ticket, Trouble, is_contender, name_of_contender,
 };
 use crate::runtime::Env;
 
@@ -96,6 +96,10 @@ impl Inner {
         });
         Ok(Entered { token, ahead: self.ahead(&ticket.name, token) })
     }
+}
+
+fn entry(key: &[u8], value: &Value) -> Entry {
+    Entry { key: String::from_utf8_lossy(key).into_owned(), revision: value.created, value: value.bytes.clone() }
 }
 
 fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
@@ -241,12 +245,23 @@ impl Store for MemoryStore {
         self.request(|inner| {
             let queue = inner.queue(name).into_iter();
             Ok(queue
-                .map(|(revision, key, value)| Entry {
+                .map(|(revision, key, bytes)| Entry {
                     key: String::from_utf8_lossy(key).into_owned(),
                     revision,
-                    value: value.to_vec(),
+                    value: bytes.to_vec(),
                 })
                 .collect())
+        })
+    }
+
+    fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {
+        self.request(|inner| {
+            let keys = inner.keys.range(prefix.as_bytes().to_vec()..).take_while(|(key, _)| key.starts_with(prefix.as_bytes()));
+            let mut entries: Vec<_> =
+                keys.filter(|(_, value)| value.lease.is_some()).map(|(key, value)| entry(key, value)).collect();
+            entries.retain(|entry| name_of_contender(&entry.key).is_some());
+            entries.sort_by_key(|entry| entry.revision);
+            Ok(entries)
         })
     }
 
