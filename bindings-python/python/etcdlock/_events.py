@@ -1,0 +1,43 @@
+"""The thread that logs what the native half has to say, and calls the callbacks of Hold.on_lost().
+
+It is a plain Python thread, so that the interpreter can end while it is in somebody's slow callback.
+"""
+
+from __future__ import annotations
+
+import _thread
+import sys
+
+from . import _native
+
+
+def start() -> None:
+    """Starts the thread, once per process."""
+    _thread.start_new_thread(_run, ())
+
+
+def _run() -> None:
+    while True:
+        level, callback, text = _native._next_event()
+        try:
+            if level is not None:
+                log(level, text)
+            elif callback is not None:
+                callback(text)
+        except BaseException:
+            import threading
+
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+        del callback
+
+
+def log(level: int, text: str) -> None:
+    """Hands a record to logging. A program that never imported logging does not want it."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return
+    logger = logging.getLogger("etcdlock")
+    if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+        # Without any handler logging would print warnings itself.
+        logger.addHandler(logging.NullHandler())
+    logger.log(level, "%s", text)

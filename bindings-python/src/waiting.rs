@@ -1,0 +1,54 @@
+//! Blocking calls, and the times they take as arguments.
+
+use std::time::Duration;
+
+use etcdlock::Pending;
+use pyo3::prelude::*;
+
+use crate::errors::{invalid, raise};
+use crate::lifetime::detached;
+
+/// How often the main thread looks up for signals while it waits.
+const SLICE: Duration = Duration::from_millis(50);
+/// Other threads never run signal handlers.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Waits with the GIL released. If a signal handler raises, the call is cancelled and cleaned up.
+pub(crate) fn wait<T: Send + 'static>(py: Python<'_>, pending: Pending<T>) -> PyResult<T> {
+    let mut slice = SLICE;
+    loop {
+        if let Some(result) = detached(py, || pending.wait_for(slice)) {
+            return result.map_err(|error| raise(py, &error));
+        }
+        py.check_signals()?;
+        slice = if is_main_thread(py)? { SLICE } else { FOREVER };
+    }
+}
+
+/// [`wait`] for what is worse to get than to miss: a signal that came at the last moment wins, while
+/// the result can still be dropped.
+pub(crate) fn wait_to_hold<T: Send + 'static>(py: Python<'_>, pending: Pending<T>) -> PyResult<T> {
+    let result = wait(py, pending)?;
+    py.check_signals()?;
+    Ok(result)
+}
+
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import("threading")?;
+    let main = threading.call_method0("main_thread")?.getattr("ident")?;
+    threading.call_method0("get_ident")?.eq(main)
+}
+
+/// Seconds as a duration.
+pub(crate) fn seconds(py: Python<'_>, what: &str, seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| invalid(py, format!("{what} {seconds} is not a time: give seconds from 0 up to some billions")))
+}
+
+/// A timeout in seconds; `None` and infinity mean for ever.
+pub(crate) fn timeout(py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    match timeout {
+        None | Some(f64::INFINITY) => Ok(None),
+        Some(given) => seconds(py, "timeout", given).map(Some),
+    }
+}

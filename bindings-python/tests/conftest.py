@@ -1,0 +1,43 @@
+"""Fixtures of the suite. It runs against the etcd of $ETCDLOCK_ENDPOINTS (`make test` starts one) and in memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import etcdlock
+from outside import Etcd
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def etcd() -> Etcd:
+    endpoints = os.environ.get("ETCDLOCK_ENDPOINTS")
+    if not endpoints:
+        pytest.fail("$ETCDLOCK_ENDPOINTS is not set: run `make test`, which starts an etcd")
+    return Etcd(endpoints)
+
+
+@pytest.fixture(params=["etcd", "memory"])
+def target(request: pytest.FixtureRequest) -> str:
+    """Where locks live: the test runs once for each."""
+    if request.param == "memory":
+        return f"memory:{request.node.name}"
+    etcd: Etcd = request.getfixturevalue("etcd")
+    return etcd.endpoint
+
+
+@pytest.fixture
+def name() -> str:
+    """A lock name that nothing else uses."""
+    return f"/python/{os.getpid()}/{next(_numbers)}"
+
+
+@pytest.fixture
+def session(target: str) -> Iterator[etcdlock.Session]:
+    with etcdlock.connect(target, ttl=10) as session:
+        yield session
