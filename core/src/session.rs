@@ -115,7 +115,7 @@ impl SessionCore {
 
     /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
     async fn keep(self: Arc<Self>, first: Arc<Lease>) {
-        let guard = KeeperGuard(self.clone());
+        let _guard = KeeperGuard(self.clone());
         let mut closing = self.closing.subscribe();
         let mut lease = first;
         loop {
@@ -149,7 +149,6 @@ impl SessionCore {
             lease = next;
             self.leases.send_replace(LeaseState::Alive(lease.clone()));
         }
-        std::mem::forget(guard);
     }
 
     /// Renews at every third of the TTL, at once again after a failure, until the lease is lost.
@@ -249,7 +248,16 @@ struct KeeperGuard(Arc<SessionCore>);
 
 impl Drop for KeeperGuard {
     fn drop(&mut self) {
-        if let LeaseState::Alive(lease) = self.0.leases.send_replace(LeaseState::Closed { gone: false }) {
+        let mut unkept = None;
+        self.0.leases.send_if_modified(|state| {
+            // Closed in the ordinary way: nothing to do.
+            if matches!(state, LeaseState::Closed { .. }) {
+                return false;
+            }
+            unkept = Some(std::mem::replace(state, LeaseState::Closed { gone: false }));
+            true
+        });
+        if let Some(LeaseState::Alive(lease)) = unkept {
             lease.lost.lose(Loss::Internal);
         }
     }
