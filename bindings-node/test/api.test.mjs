@@ -529,6 +529,19 @@ describe('the package', () => {
     await assert.rejects(connect('127.0.0.1:1', { signal: AbortSignal.timeout(50) }), { name: 'TimeoutError' })
   })
 
+  it('has types and a doc comment for everything it has', () => {
+    const types = readFileSync(new URL('../index.d.ts', import.meta.url), 'utf8')
+    for (const kind of [Session, Mutex, Hold]) {
+      const [, body] = new RegExp(`\\*/\nexport class ${kind.name} .*?\\{\n(.*?)\n\\}\n`, 's').exec(types)
+      for (const key of Reflect.ownKeys(kind.prototype)) {
+        if (key === 'constructor') continue
+        const name = typeof key === 'symbol' ? '\\[Symbol.asyncDispose\\]' : key
+        assert.match(body, new RegExp(`\\*/\n  (readonly )?${name}[(<:]`), `${kind.name}.${String(key)}`)
+      }
+    }
+    for (const name of Object.keys(etcdlock)) if (name !== 'default') assert.match(types, new RegExp(`\\*/\nexport (class|function|const) ${name}\\b`))
+  })
+
   it('names its errors', () => {
     const error = new EtcdLockError('ETCDLOCK_BUSY', 'x', { cause: 1 })
     assert.equal(error.name, 'EtcdLockError')
