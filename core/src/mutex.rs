@@ -206,11 +206,17 @@ impl Mutex {
         if let Err(error) = self.inner.core().service.env.check_fork() {
             return Pending::ready(Err(error));
         }
-        match self.inner.held() {
+        let (hold, kept) = {
+            let mut holds = self.inner.holds();
+            let hold = holds.latest.upgrade().filter(|hold| !hold.is_released());
+            // Taken before the release: after it, the one that is kept can be the next waiter's.
+            let kept = holds.kept.take_if(|kept| hold.as_ref().is_some_and(|hold| Arc::ptr_eq(hold, kept.core())));
+            (hold, kept)
+        };
+        match hold {
             Some(hold) => {
                 let done = hold.unlock();
-                // Dropped outside the lock, and only now, so that its drop finds it released.
-                let kept = self.inner.holds().kept.take();
+                // Only now, so that its drop finds it released.
                 drop(kept);
                 done
             }

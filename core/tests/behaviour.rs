@@ -269,6 +269,23 @@ on_both_stores! {
         assert_eq!(queue_length(&other, name), 0);
     }
 
+    fn threads_that_share_a_mutex_which_keeps_its_hold_never_release_each_other(target: &str, name: &str) {
+        let session = connect(target);
+        let mutex = session.mutex(name).unwrap().as_async().clone();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let token = mutex.lock_and_keep(None).wait().unwrap();
+                        assert!(mutex.is_held() && mutex.token() == Some(token), "released by the thread before");
+                        mutex.unlock().wait().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(queue_length(&session, name), 0);
+    }
+
     fn a_session_is_closed_by_its_last_drop(target: &str, name: &str) {
         let other = connect(target);
         let session = connect(target);
