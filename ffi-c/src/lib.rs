@@ -13,7 +13,7 @@ use std::ffi::{CStr, c_char, c_void};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use etcdlock::{Canceller, ErrorKind, Mutex, Options, Pending, Session};
+use etcdlock::{Canceller, ErrorKind, Hold, Mutex, Options, Pending, Session};
 
 use handles::Object;
 use status::{Failure, Outcome, c_string, loss_code, remember, status, value};
@@ -682,7 +682,7 @@ pub extern "C" fn etcdlock_mutex_unlock(mutex: *mut etcdlock_mutex) -> i32 {
 /// nanoseconds, does not block. Any thread, also in a callback.
 #[unsafe(no_mangle)]
 pub extern "C" fn etcdlock_mutex_is_held(mutex: *const etcdlock_mutex) -> i32 {
-    value(0, || handles::with::<Mutex, _>(mutex as usize, |mutex| i32::from(mutex.is_held())))
+    value(0, || handles::with::<Mutex, _>(mutex as usize, |mutex| mutex.with_kept(Hold::is_held).map_or(0, i32::from)))
 }
 
 /// How many milliseconds the hold is good for without another renewal, rounded down; 0 if there is none,
@@ -747,7 +747,7 @@ pub unsafe extern "C" fn etcdlock_mutex_on_lost(mutex: *mut etcdlock_mutex, list
 
 // ---------------------------------------------------------------- guarded requests
 
-fn guarded<T: Send + 'static>(mutex: *mut etcdlock_mutex, start: impl FnOnce(&etcdlock::Hold) -> Pending<T>) -> Outcome<T> {
+fn guarded<T: Send + 'static>(mutex: *mut etcdlock_mutex, start: impl FnOnce(&Hold) -> Pending<T>) -> Outcome<T> {
     let mutex = mutex_to_wait_with(mutex)?;
     let pending = mutex.with_kept(start).ok_or_else(|| not_held(&mutex))?;
     Ok(pending.wait()?)

@@ -18,6 +18,7 @@
 #define CHECK(condition)                                                                                              \
     do {                                                                                                              \
         if (!(condition)) {                                                                                           \
+            fflush(stdout);                                                                                           \
             fprintf(stderr, "%s:%d: not so: %s (last error: %s)\n", __FILE__, __LINE__, #condition,                   \
                     etcdlock_last_error());                                                                           \
             _exit(1);                                                                                                 \

@@ -31,21 +31,25 @@ static int32_t count(int32_t status) {
     return status;
 }
 
-/* Whatever it is, it is freed by one of these. */
+/* Whatever it is, it is freed by one of these, or was before. */
 static void free_any(void *it) {
-    if (it != NULL) {
-        count(etcdlock_mutex_free((etcdlock_mutex *)it));
-        count(etcdlock_op_free((etcdlock_op *)it));
-        count(etcdlock_options_free((etcdlock_options *)it));
-        count(etcdlock_session_free((etcdlock_session *)it));
-    }
+    if (it != NULL)
+        CHECK((etcdlock_mutex_free((etcdlock_mutex *)it) == ETCDLOCK_OK) + (etcdlock_op_free((etcdlock_op *)it) == ETCDLOCK_OK) +
+                  (etcdlock_options_free((etcdlock_options *)it) == ETCDLOCK_OK) +
+                  (etcdlock_session_free((etcdlock_session *)it) == ETCDLOCK_OK) <= 1);
 }
 
-static void put(uint64_t *state, void *made) { free_any(slot_swap(below(state, SLOTS), made)); }
+/* Two slots are for sessions, four for mutexes, one each for options and started calls. */
+enum kind { SESSION, MUTEX, OPTIONS, OP };
+static int slot_of(uint64_t *state, enum kind kind) {
+    return kind == SESSION ? below(state, 2) : kind == MUTEX ? 2 + below(state, 4) : kind == OPTIONS ? 6 : 7;
+}
 
-/* A handle: mostly one of the slots, which may be of any kind and freed; sometimes nonsense. */
-static void *any(uint64_t *state) {
-    switch (below(state, 24)) {
+static void put(uint64_t *state, enum kind kind, void *made) { free_any(slot_swap(slot_of(state, kind), made)); }
+
+/* A handle: mostly one of the kind, which may be freed; sometimes of another, or nonsense. */
+static void *any(uint64_t *state, enum kind kind) {
+    switch (below(state, 40)) {
     case 0:
         return NULL;
     case 1:
@@ -56,8 +60,11 @@ static void *any(uint64_t *state) {
     }
     case 3:
         return state;
-    default:
+    case 4:
+    case 5:
         return slot_get(below(state, SLOTS));
+    default:
+        return slot_get(slot_of(state, kind));
     }
 }
 
@@ -90,15 +97,14 @@ static void contender(const etcdlock_contender *contender, void *data) {
 
 static void some_call(uint64_t *state, int inside) {
     static const char *const targets[] = {"memory:sequence", "memory:other", "memory:sequence", "redis://x", "\xff\xfe", ""};
-    static const char *const names[] = {"a", "b", "a/b", "", "\xff", NULL};
-    static const int64_t times[] = {0, 1, 2, 0, -2, INT64_MIN};
-    void *it = any(state);
-    etcdlock_session *session = (etcdlock_session *)it, *opened = NULL;
-    etcdlock_mutex *mutex = (etcdlock_mutex *)it, *made = NULL;
-    etcdlock_options *options = (etcdlock_options *)it;
-    etcdlock_op *op = NULL;
-    const char *name = names[below(state, 6)];
-    const int64_t time = times[below(state, 6)];
+    static const char *const names[] = {"a", "b", "a/b", "a", "b", "a/b", "", "\xff", NULL};
+    static const int64_t times[] = {0, 1, 2, 0, 1, 2, -2, INT64_MIN};
+    etcdlock_session *session = (etcdlock_session *)any(state, SESSION), *opened = NULL;
+    etcdlock_mutex *mutex = (etcdlock_mutex *)any(state, MUTEX), *made = NULL;
+    etcdlock_options *options = (etcdlock_options *)any(state, OPTIONS);
+    etcdlock_op *op = NULL, *known = (etcdlock_op *)any(state, OP);
+    const char *name = names[below(state, 9)];
+    const int64_t time = times[below(state, 8)];
     void *seed = (void *)(uintptr_t)next(state);
     char buffer[4];
     int64_t length;
@@ -109,7 +115,7 @@ static void some_call(uint64_t *state, int inside) {
     case 1: {
         const char *target = targets[below(state, 4)];
         if (count(etcdlock_session_open(target, below(state, 2) ? options : NULL, &opened)) == ETCDLOCK_OK)
-            put(state, opened);
+            put(state, SESSION, opened);
         else
             CHECK(opened == NULL);
         break;
@@ -120,14 +126,14 @@ static void some_call(uint64_t *state, int inside) {
     case 5:
     case 6:
         if (count(etcdlock_mutex_new(session, name, &made)) == ETCDLOCK_OK)
-            put(state, made);
+            put(state, MUTEX, made);
         else
             CHECK(made == NULL);
         break;
     case 7:
         options = etcdlock_options_new();
         CHECK(options != NULL);
-        put(state, options);
+        put(state, OPTIONS, options);
         break;
     case 8:
     case 9:
@@ -149,7 +155,7 @@ static void some_call(uint64_t *state, int inside) {
         if (count(etcdlock_mutex_lock_start(mutex, time, done, seed, below(state, 2) ? &op : NULL)) == ETCDLOCK_OK) {
             __atomic_add_fetch(&started, 1, __ATOMIC_SEQ_CST);
             if (op != NULL)
-                put(state, op);
+                put(state, OP, op);
         } else
             CHECK(op == NULL);
         break;
@@ -159,19 +165,22 @@ static void some_call(uint64_t *state, int inside) {
         break;
     case 20:
     case 21:
-        count(etcdlock_op_cancel((etcdlock_op *)it));
+        count(etcdlock_op_cancel(known));
         break;
     case 22:
-        count(etcdlock_op_free((etcdlock_op *)it));
+        count(etcdlock_op_free(known));
         break;
     case 23:
-        count(etcdlock_mutex_free(mutex));
+        if (below(state, 4) == 0)
+            count(etcdlock_mutex_free(mutex));
         break;
     case 24:
-        count(etcdlock_session_free(session));
+        if (below(state, 8) == 0)
+            count(etcdlock_session_free(session));
         break;
     case 25:
-        count(etcdlock_session_close(session, time));
+        if (below(state, 8) == 0)
+            count(etcdlock_session_close(session, time));
         break;
     case 26:
         count(etcdlock_options_free(options));
@@ -221,7 +230,7 @@ static void some_call(uint64_t *state, int inside) {
         break;
     default:
         count(etcdlock_flush_callbacks(time));
-        if (below(state, 50) == 0)
+        if (below(state, 400) == 0)
             count(etcdlock_shutdown(time));
         CHECK(strlen(etcdlock_status_name((int32_t)next(state))) > 0);
         break;
