@@ -17,12 +17,15 @@ use etcdlock_rig::Etcd;
 const LONG: Duration = Duration::from_secs(30);
 
 fn connect(etcd: &Etcd, ttl: u64) -> Session {
-    Session::connect(etcd.endpoint(), Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
+    connect_at(&etcd.endpoint(), ttl)
 }
 
 /// A session that shares nothing with those of [`connect`], as if it were in another process.
 fn connect_apart(etcd: &Etcd, ttl: u64) -> Session {
-    let target = etcd.endpoint().replace("127.0.0.1", "localhost");
+    connect_at(&etcd.endpoint().replace("127.0.0.1", "localhost"), ttl)
+}
+
+fn connect_at(target: &str, ttl: u64) -> Session {
     Session::connect(target, Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
 }
 
@@ -336,10 +339,12 @@ fn row_12_an_unlock_without_etcd_returns_in_time_and_the_key_goes_later() {
 
 // ---- other clients in the same queue -------------------------------------------------------
 
-/// A program that waits for the lock, says so when it has it, and lets go when its input closes.
+/// A program that waits for the lock, says so when it has it, and lets go when its input closes and
+/// its file is gone.
 struct OtherClient {
     child: Child,
     stdin: Option<ChildStdin>,
+    file: Option<tempfile::NamedTempFile>,
     lines: mpsc::Receiver<String>,
 }
 
@@ -349,7 +354,7 @@ impl OtherClient {
         let (tx, lines) = mpsc::channel();
         let stdout = child.stdout.take().unwrap();
         std::thread::spawn(move || BufReader::new(stdout).lines().for_each(|line| drop(tx.send(line.unwrap()))));
-        OtherClient { stdin: child.stdin.take(), child, lines }
+        OtherClient { stdin: child.stdin.take(), file: None, child, lines }
     }
 
     fn line(&self) -> String {
@@ -358,6 +363,7 @@ impl OtherClient {
 
     fn release(&mut self) {
         self.stdin = None;
+        self.file = None;
         assert!(self.child.wait().unwrap().success());
     }
 }
@@ -404,7 +410,8 @@ fn share_one_queue(etcd: &Etcd, name: &str, start_theirs: impl Fn() -> OtherClie
     let got = theirs.line();
     assert!(got.contains("held") || got.contains(name), "{got}");
     assert!(waiting.wait_for(Duration::ZERO).is_none(), "theirs is first");
-    assert!(first.mutex(name).unwrap().try_lock().unwrap().is_none(), "a try sees theirs");
+    let third = connect_at(&etcd.endpoint().replace("127.0.0.1", "[::ffff:127.0.0.1]"), 30);
+    assert!(third.mutex(name).unwrap().try_lock().unwrap().is_none(), "a try by somebody else sees theirs");
     theirs.release();
     let ours = waiting.wait_for(LONG).expect("in time").unwrap();
     assert!(ours.token() > token);
@@ -440,8 +447,12 @@ fn row_37_etcdctl_lock_and_ours_share_one_queue() {
     }
     share_one_queue(&etcd, "with-etcdctl", || {
         let mut command = etcd.etcdctl_command().unwrap();
-        // It runs `cat` while it holds the lock; cat says a word and ends with its input.
-        command.args(["lock", "with-etcdctl", "--", "sh", "-c", "echo held; exec cat"]);
-        OtherClient::start(command)
+        // It runs a command while it holds the lock, and gives that no standard input.
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let script = format!("echo held; while [ -e {} ]; do sleep 0.02; done", file.path().display());
+        command.args(["lock", "with-etcdctl", "--", "sh", "-c", &script]);
+        let mut client = OtherClient::start(command);
+        client.file = Some(file);
+        client
     });
 }

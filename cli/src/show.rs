@@ -1,0 +1,142 @@
+//! What is held and who waits: as a table, as JSON, and live.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use etcdlock::blocking::Session;
+use etcdlock::{Contender, Error, Queue};
+use serde_json::{Value, json};
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub(crate) fn status(session: &Session, name: &str, as_json: bool) -> Result<(), Error> {
+    let contenders = session.inspect(name)?;
+    if as_json {
+        print(&format!("{}\n", queue_json(name, &contenders)));
+    } else if contenders.is_empty() {
+        print(&format!("{name} is free\n"));
+    } else {
+        print(&table(&contenders));
+    }
+    Ok(())
+}
+
+pub(crate) fn list(session: &Session, prefix: &str, as_json: bool) -> Result<(), Error> {
+    let queues = session.list(prefix)?;
+    if as_json {
+        let all: Vec<Value> = queues.iter().map(|queue| queue_json(&queue.name, &queue.contenders)).collect();
+        print(&format!("{}\n", Value::from(all)));
+    } else if queues.is_empty() {
+        print("nothing is held\n");
+    } else {
+        print(&names(&queues));
+    }
+    Ok(())
+}
+
+/// Shows the state after each change, until it is interrupted.
+pub(crate) fn watch(session: &Session, name: &str, prefix: bool) -> Result<(), Error> {
+    let is_terminal = std::io::stdout().is_terminal();
+    let start = Instant::now();
+    let mut shown = None;
+    loop {
+        let queues: Vec<(String, Vec<Contender>)> = if prefix {
+            session.list(name)?.into_iter().map(|queue| (queue.name, queue.contenders)).collect()
+        } else {
+            vec![(name.to_owned(), session.inspect(name)?)]
+        };
+        let state: Vec<Vec<String>> = queues
+            .iter()
+            .map(|(_, contenders)| contenders.iter().map(|c| c.key.clone() + &c.token.to_string()).collect())
+            .collect();
+        if is_terminal {
+            // Ages go on, so it is drawn anew each time.
+            print("\x1b[H\x1b[2J");
+            for (name, contenders) in &queues {
+                let table = if contenders.is_empty() { "  free\n".to_owned() } else { table(contenders) };
+                print(&format!("\x1b[1m{name}\x1b[0m\n{table}\n"));
+            }
+            print("Ctrl-C ends this.\n");
+        } else if shown.as_ref() != Some(&state) {
+            for (name, contenders) in &queues {
+                let holder = contenders.first().map_or("free".to_owned(), |holder| format!("held by {}", label(holder)));
+                let waiting = contenders.len().saturating_sub(1);
+                print(&format!("{:.1}s {name} {holder}, {waiting} waiting\n", start.elapsed().as_secs_f64()));
+            }
+        }
+        shown = Some(state);
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The label of a contender, or its key for clients that leave none.
+pub(crate) fn label(contender: &Contender) -> String {
+    if contender.owner.is_empty() { contender.key.clone() } else { contender.owner.clone() }
+}
+
+pub(crate) fn age(age: Option<Duration>) -> String {
+    match age.map(|age| age.as_secs()) {
+        None => "-".into(),
+        Some(s) if s < 120 => format!("{s}s"),
+        Some(s) if s < 7200 => format!("{}m{:02}s", s / 60, s % 60),
+        Some(s) => format!("{}h{:02}m", s / 3600, s / 60 % 60),
+    }
+}
+
+fn table(contenders: &[Contender]) -> String {
+    let mut rows = vec![["", "OWNER", "HOST", "PID", "LANGUAGE", "TOKEN", "SINCE"].map(str::to_owned)];
+    for contender in contenders {
+        let text = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        let pid = if contender.pid == 0 { "-".into() } else { contender.pid.to_string() };
+        rows.push([
+            if contender.is_holder { "holds" } else { "waits" }.to_owned(),
+            label(contender),
+            text(&contender.host),
+            pid,
+            text(&contender.language),
+            contender.token.to_string(),
+            age(contender.age),
+        ]);
+    }
+    columns(&rows)
+}
+
+fn names(queues: &[Queue]) -> String {
+    let mut rows = vec![["NAME", "HOLDER", "TOKEN", "SINCE", "WAITING"].map(str::to_owned)];
+    for queue in queues {
+        let Some(holder) = queue.contenders.first() else { continue };
+        let waiting = (queue.contenders.len() - 1).to_string();
+        rows.push([queue.name.clone(), label(holder), holder.token.to_string(), age(holder.age), waiting]);
+    }
+    columns(&rows)
+}
+
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: Vec<usize> = (0..N).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; N]| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn queue_json(name: &str, contenders: &[Contender]) -> Value {
+    let contenders: Vec<Value> = contenders
+        .iter()
+        .map(|c| {
+            json!({
+                "holds": c.is_holder, "owner": c.owner, "host": c.host, "pid": c.pid, "language": c.language,
+                "token": c.token, "seconds": c.age.map(|age| age.as_secs_f64()), "key": c.key,
+            })
+        })
+        .collect();
+    json!({ "name": name, "contenders": contenders })
+}
+
+/// A reader that went away, such as `head`, is no reason to complain.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(crate::exit::OK);
+    }
+}
