@@ -123,6 +123,7 @@ int main(int argc, char **argv) {
            target[0] != '\0' ? target : "etcd", locks, sessions, failures, start.threads, start.descriptors, start.leases, memory,
            after_locks, after_sessions, at_last);
     /* Flat: what 100 bytes for each would be, is not there. */
-    CHECK(at_last - memory < 4096);
+    if (getenv("ETCDLOCK_MEMCHECK") == NULL) /* whose allocator keeps what is freed */
+        CHECK(at_last - memory < 4096);
     return 0;
 }

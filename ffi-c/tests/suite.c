@@ -859,6 +859,12 @@ static void test_exec_while_holding_leaks_no_descriptor(void) {
     OK(etcdlock_mutex_lock(mutex, -1));
     int inheritable = 0;
     CHECK(open_descriptors(&inheritable) > 0 && inheritable == inheritable_at_first);
+    if (getenv("ETCDLOCK_MEMCHECK") != NULL) {
+        printf("    (without the exec under memcheck, whose own descriptors would be counted)\n");
+        OK(etcdlock_mutex_free(mutex));
+        OK(etcdlock_session_close(session, 20000));
+        return;
+    }
     fflush(NULL);
     const pid_t child = fork();
     if (child == 0) {

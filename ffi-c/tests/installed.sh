@@ -1,0 +1,92 @@
+#!/bin/sh
+# Programs that know only the installed tree: by pkg-config and by CMake, C and C++, shared and static, in a clean
+# folder and a clean environment: installed.sh ROOT
+set -eu
+root=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp "$root/examples/c/counter.c" "$root/examples/cpp/counter.cpp" "$work"
+
+# Three ways to get a tree: into a prefix, by way of DESTDIR, and from the archive, moved.
+make -s -C "$root/ffi-c" install-files PREFIX="$work/prefix" DESTDIR= > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+make -s -C "$root/ffi-c" install-files PREFIX=/usr LIBDIR=/usr/lib/multi/arch DESTDIR="$work/stage" >> "$work/log" 2>&1
+make -s -C "$root/ffi-c" dist-files >> "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+archive=$(ls "$root"/dist/libetcdlock-*.tar.gz)
+mkdir "$work/unpacked"
+tar -C "$work/unpacked" -xzf "$archive"
+mv "$work/unpacked"/libetcdlock-* "$work/moved"
+size=$(stat -c %s "$work"/moved/lib/libetcdlock.so.0.*)
+echo "installed: libetcdlock.so is $size bytes, the archive $(stat -c %s "$archive")"
+[ "$size" -lt 6000000 ]
+
+runs() { # PROGRAM LIBRARY-FOLDER
+    rm -f "$work/number"
+    env -i LD_LIBRARY_PATH="$2" "$1" memory: "$work/number" 3 lock > "$work/out"
+    [ "$(cat "$work/number")" = 3 ] && grep -q '^token=[0-9]* value=3 waited_us=[0-9]*$' "$work/out"
+}
+
+for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
+    prefix=$work/${tree%%:*} lib=$work/${tree%%:*}/${tree#*:}
+    [ "$(readlink "$lib/libetcdlock.so")" = libetcdlock.so.0 ]
+    case $(readlink "$lib/libetcdlock.so.0") in libetcdlock.so.0.*) ;; *) exit 1 ;; esac
+    config() { env -i PATH="$PATH" PKG_CONFIG_PATH="$lib/pkgconfig" pkg-config "$@" etcdlock; }
+    # A tree with the static library alone makes the linker take that.
+    mkdir -p "$work/static"
+    rm -rf "$work/static"/*
+    cp -r "$prefix"/. "$work/static"
+    rm "$work/static/${tree#*:}"/*.so*
+    static_config() { env -i PATH="$PATH" PKG_CONFIG_PATH="$work/static/${tree#*:}/pkgconfig" pkg-config --static "$@" etcdlock; }
+
+    cd "$work"
+    gcc -std=c11 -Wall -Wextra -Wpedantic -Werror counter.c $(config --cflags --libs) -o c-shared
+    g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror counter.cpp $(config --cflags --libs) -o cpp-shared
+    gcc -std=c11 counter.c $(static_config --cflags --libs) -o c-static
+    g++ -std=c++17 counter.cpp $(static_config --cflags --libs) -o cpp-static
+    for program in c cpp; do
+        LD_LIBRARY_PATH="$lib" ldd "./$program-shared" | grep -q "libetcdlock.so.0 => $lib/libetcdlock.so.0"
+        ! ldd "./$program-static" | grep -q etcdlock
+        runs "./$program-shared" "$lib"
+        runs "./$program-static" ""
+    done
+    echo "installed: pkg-config $(config --modversion), C and C++, shared and static, in ${tree%%:*}"
+done
+
+if ! command -v cmake > /dev/null; then
+    echo "installed: CMake is not installed, so its package is not tried"
+    exit 0
+fi
+mkdir "$work/cmake"
+cat > "$work/cmake/CMakeLists.txt" <<'END'
+cmake_minimum_required(VERSION 3.16)
+project(counter C CXX)
+set(CMAKE_CXX_STANDARD 17)
+find_package(etcdlock 0.1 REQUIRED)
+add_executable(c-shared ../counter.c)
+target_link_libraries(c-shared etcdlock::etcdlock)
+add_executable(c-static ../counter.c)
+target_link_libraries(c-static etcdlock::etcdlock_static)
+add_executable(cpp-shared ../counter.cpp)
+target_link_libraries(cpp-shared etcdlock::etcdlock)
+add_executable(cpp-static ../counter.cpp)
+target_link_libraries(cpp-static etcdlock::etcdlock_static)
+END
+for prefix in "$work/prefix" "$work/moved"; do
+    rm -rf "$work/cmake/build"
+    env -i PATH="$PATH" cmake -S "$work/cmake" -B "$work/cmake/build" -DCMAKE_PREFIX_PATH="$prefix" > "$work/log" 2>&1 &&
+        env -i PATH="$PATH" cmake --build "$work/cmake/build" >> "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+    for program in c cpp; do
+        ldd "$work/cmake/build/$program-shared" | grep -q "libetcdlock.so.0 => $prefix"
+        ! ldd "$work/cmake/build/$program-static" | grep -q etcdlock
+        runs "$work/cmake/build/$program-shared" ""
+        runs "$work/cmake/build/$program-static" ""
+    done
+    echo "installed: CMake, C and C++, shared and static, in $(basename "$prefix")"
+done
+# A version that does not fit is refused.
+for wanted in 0.2 1.0 0.0; do
+    sed -i "s/find_package(etcdlock [0-9.]* REQUIRED)/find_package(etcdlock $wanted REQUIRED)/" "$work/cmake/CMakeLists.txt"
+    rm -rf "$work/cmake/build"
+    ! env -i PATH="$PATH" cmake -S "$work/cmake" -B "$work/cmake/build" -DCMAKE_PREFIX_PATH="$work/prefix" > "$work/log" 2>&1
+    grep -q 'compatible with requested' "$work/log"
+done
+echo "installed: CMake refuses versions that do not fit"
