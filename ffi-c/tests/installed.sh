@@ -19,6 +19,15 @@ size=$(stat -c %s "$work"/moved/lib/libetcdlock.so.0.*)
 echo "installed: libetcdlock.so is $size bytes, the archive $(stat -c %s "$archive")"
 [ "$size" -lt 6000000 ]
 
+fails() { # COMMAND...; a plain `!` does not end a script
+    if "$@"; then
+        echo "installed: this must fail: $*"
+        exit 1
+    fi
+}
+
+names_etcdlock() { ldd "$1" | grep -q etcdlock; }
+
 runs() { # PROGRAM LIBRARY-FOLDER
     rm -f "$work/number"
     env -i LD_LIBRARY_PATH="$2" "$1" memory: "$work/number" 3 lock > "$work/out"
@@ -44,7 +53,7 @@ for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
     g++ -std=c++17 counter.cpp $(static_config --cflags --libs) -o cpp-static
     for program in c cpp; do
         LD_LIBRARY_PATH="$lib" ldd "./$program-shared" | grep -q "libetcdlock.so.0 => $lib/libetcdlock.so.0"
-        ! ldd "./$program-static" | grep -q etcdlock
+        fails names_etcdlock "./$program-static"
         runs "./$program-shared" "$lib"
         runs "./$program-static" ""
     done
@@ -76,7 +85,7 @@ for prefix in "$work/prefix" "$work/moved"; do
         env -i PATH="$PATH" cmake --build "$work/cmake/build" >> "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
     for program in c cpp; do
         ldd "$work/cmake/build/$program-shared" | grep -q "libetcdlock.so.0 => $prefix"
-        ! ldd "$work/cmake/build/$program-static" | grep -q etcdlock
+        fails names_etcdlock "$work/cmake/build/$program-static"
         runs "$work/cmake/build/$program-shared" ""
         runs "$work/cmake/build/$program-static" ""
     done
@@ -86,7 +95,7 @@ done
 for wanted in 0.2 1.0 0.0; do
     sed -i "s/find_package(etcdlock [0-9.]* REQUIRED)/find_package(etcdlock $wanted REQUIRED)/" "$work/cmake/CMakeLists.txt"
     rm -rf "$work/cmake/build"
-    ! env -i PATH="$PATH" cmake -S "$work/cmake" -B "$work/cmake/build" -DCMAKE_PREFIX_PATH="$work/prefix" > "$work/log" 2>&1
+    fails env -i PATH="$PATH" cmake -S "$work/cmake" -B "$work/cmake/build" -DCMAKE_PREFIX_PATH="$work/prefix" > "$work/log" 2>&1
     grep -q 'compatible with requested' "$work/log"
 done
 echo "installed: CMake refuses versions that do not fit"
