@@ -6,6 +6,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
+use crate::lifetime::before_an_error;
+
 /// The exception classes in the order of the kinds' numbers.
 static CLASSES: PyOnceLock<Vec<Py<PyType>>> = PyOnceLock::new();
 
@@ -33,6 +35,7 @@ fn exception(py: Python<'_>, kind: ErrorKind, message: &str) -> PyErr {
 }
 
 pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    before_an_error(py);
     exception(py, error.kind(), error.message())
 }
 

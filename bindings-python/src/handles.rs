@@ -308,14 +308,14 @@ impl Mutex {
     #[pyo3(signature = (timeout=None))]
     fn lock(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Hold> {
         let hold = wait_to_hold(py, self.start_lock(py, timeout)?)?;
-        Ok(Hold::new(hold, Site::here(py)))
+        Ok(Hold::new(hold, self.mutex.clone(), Site::here(py)))
     }
 
     /// Takes the lock if it is free; None if somebody holds it. Never waits for other holders; a failed try
     /// writes nothing. Blocks for one request at most; raises Unavailable without an answer within 5 s.
     fn try_lock(&self, py: Python<'_>) -> PyResult<Option<Hold>> {
         let hold = wait_to_hold(py, self.mutex.try_lock())?;
-        Ok(hold.map(|hold| Hold::new(hold, Site::here(py))))
+        Ok(hold.map(|hold| Hold::new(hold, self.mutex.clone(), Site::here(py))))
     }
 
     /// Releases the hold that was acquired through this mutex. Blocks until etcd has confirmed it, at most
@@ -430,14 +430,17 @@ impl Mutex {
 
     #[pyo3(signature = (wake, timeout, site, /))]
     fn _start_lock(&self, py: Python<'_>, wake: Py<PyAny>, timeout: Option<f64>, site: (Py<PyAny>, i32)) -> PyResult<Call> {
-        let pending = self.start_lock(py, timeout)?;
-        Ok(Call::start(pending, wake, move |py, hold| Ok(Py::new(py, Hold::new(hold, Some(Site(site.0, site.1))))?.into_any())))
+        let (pending, mutex) = (self.start_lock(py, timeout)?, self.mutex.clone());
+        Ok(Call::start(pending, wake, move |py, hold| {
+            Ok(Py::new(py, Hold::new(hold, mutex, Some(Site(site.0, site.1))))?.into_any())
+        }))
     }
 
     #[pyo3(signature = (wake, site, /))]
     fn _start_try_lock(&self, wake: Py<PyAny>, site: (Py<PyAny>, i32)) -> Call {
+        let mutex = self.mutex.clone();
         Call::start(self.mutex.try_lock(), wake, move |py, hold| match hold {
-            Some(hold) => Ok(Py::new(py, Hold::new(hold, Some(Site(site.0, site.1))))?.into_any()),
+            Some(hold) => Ok(Py::new(py, Hold::new(hold, mutex, Some(Site(site.0, site.1))))?.into_any()),
             None => Ok(py.None()),
         })
     }
@@ -516,14 +519,16 @@ impl Site {
 #[pyclass(frozen, weakref, module = "etcdlock")]
 pub(crate) struct Hold {
     hold: etcdlock::Hold,
+    /// A hold keeps its session open, though nobody may hold on to the session or the mutex.
+    _mutex: etcdlock::Mutex,
     site: Option<Site>,
     /// Callbacks of on_lost, which core keeps too: here for the garbage collector.
     callbacks: StdMutex<Vec<Callback>>,
 }
 
 impl Hold {
-    fn new(hold: etcdlock::Hold, site: Option<Site>) -> Self {
-        Hold { hold, site, callbacks: StdMutex::default() }
+    fn new(hold: etcdlock::Hold, mutex: etcdlock::Mutex, site: Option<Site>) -> Self {
+        Hold { hold, _mutex: mutex, site, callbacks: StdMutex::default() }
     }
 
     fn is_released(&self) -> bool {

@@ -28,6 +28,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::lifetime::refuse_sub_interpreter()?;
         module.add("__version__", etcdlock::VERSION)?;
         super::start(module.py())
     }

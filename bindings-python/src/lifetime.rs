@@ -9,6 +9,8 @@ use std::sync::{Once, OnceLock};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 
 /// How long the end of the process waits for the sessions to be closed in etcd.
@@ -28,8 +30,18 @@ impl Inside {
     fn enter() -> Option<Inside> {
         INSIDE.fetch_add(1, SeqCst);
         let inside = Inside;
-        let may = !EXITING.load(SeqCst) || EXIT_THREAD.get() == Some(&std::thread::current().id());
-        may.then_some(inside)
+        (!must_stay_out()).then_some(inside)
+    }
+}
+
+/// Whether the interpreter is about to end, and this is not the thread that ends it.
+fn must_stay_out() -> bool {
+    EXITING.load(SeqCst) && EXIT_THREAD.get() != Some(&std::thread::current().id())
+}
+
+fn stay_out() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 
@@ -63,12 +75,18 @@ pub(crate) fn detached<T: Send>(py: Python<'_>, f: impl Send + FnOnce() -> T) ->
         let result = f();
         match Inside::enter() {
             Some(inside) => (result, inside),
-            None => loop {
-                std::thread::park();
-            },
+            None => stay_out(),
         }
     });
     result
+}
+
+/// At the end of the interpreter the sessions are closed beneath the daemon threads. They must not
+/// print tracebacks about it.
+pub(crate) fn before_an_error(py: Python<'_>) {
+    if must_stay_out() {
+        py.detach(|| stay_out());
+    }
 }
 
 /// Closes every session of this process, for its end. Registered with atexit.
@@ -84,6 +102,16 @@ pub(crate) fn _at_exit(py: Python<'_>) {
         }
         etcdlock::shutdown(SHUTDOWN);
     });
+}
+
+/// One interpreter of a process owns the exceptions, the threads and the end of the process.
+pub(crate) fn refuse_sub_interpreter() -> PyResult<()> {
+    // SAFETY: attached, as every module is while it is initialised.
+    let id = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    if id == 0 {
+        return Ok(());
+    }
+    Err(PyImportError::new_err("etcdlock works in the main interpreter only, not in a sub-interpreter; use threads or processes"))
 }
 
 /// Has every forked child know that it is one, whoever forks: Python or C.

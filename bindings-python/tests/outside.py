@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import base64
 import json
+import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -52,3 +56,72 @@ class Etcd:
 
     def leases(self) -> int:
         return len(self._ask("lease/leases").get("leases", []))
+
+
+def silent_server() -> str:
+    """An address that accepts connections and says nothing."""
+    server = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def accept() -> None:
+        while True:
+            held.append(server.accept()[0])
+
+    _thread.start_new_thread(accept, ())
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+class Proxy:
+    """A TCP proxy in front of a server, which can be cut: then it passes nothing on, and says nothing."""
+
+    def __init__(self, endpoint: str) -> None:
+        host, port = endpoint.rsplit(":", 1)
+        self._server = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.is_cut = False
+        _thread.start_new_thread(self._accept, ())
+
+    def _accept(self) -> None:
+        while True:
+            client = self._listener.accept()[0]
+            server = socket.create_connection(self._server)
+            _thread.start_new_thread(self._pass_on, (client, server))
+            _thread.start_new_thread(self._pass_on, (server, client))
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if not self.is_cut:
+                    sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+
+class Program:
+    """Python code in a process of its own: its lines one by one, and what it said and how it ended."""
+
+    def __init__(self, code: str, *args: str, options: tuple[str, ...] = ()) -> None:
+        command = [sys.executable, *options, "-c", code, *args]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, bufsize=1)
+
+    def says(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+
+    def end(self, seconds: float = 30) -> tuple[int, str, str]:
+        """Exit code, the rest of the output, standard error; fails on a hang."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            out, err = self.process.communicate()
+            raise AssertionError(f"the program hangs; it said: {out!r} {err!r}") from None
+        return self.process.returncode, out, err

@@ -192,6 +192,12 @@ def test_inspect_shows_the_holder_and_the_waiters_in_order(target: str, name: st
         waiter.join(20)
 
 
+def test_a_hold_keeps_its_session_open(target: str, name: str) -> None:
+    hold = etcdlock.connect(target).mutex(name).lock()
+    hold.put(f"{name}.state", b"mine")
+    hold.unlock()
+
+
 def test_options_are_used(target: str, name: str) -> None:
     with etcdlock.connect([target], ttl=7, namespace="/space", owner="me", connect_timeout=20) as session:
         assert session.ttl == 7.0 and session.lease_id

@@ -52,6 +52,10 @@ def _settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _nothing() -> None:
+    pass
+
+
 class _Awaitable(Generic[_T]):
     """What can be awaited, once, and warns if nobody does."""
 
@@ -175,6 +179,10 @@ class Session(_Unpicklable):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if exc_type is GeneratorExit:
+            # A dropped coroutine cannot wait; the session ends in the background.
+            self._native._start_close(_nothing, 5.0)
+            return
         try:
             await self.close()
         except Error:
@@ -389,6 +397,10 @@ class Hold(_Unpicklable):
             # Take our cancellation back; if the task was cancelled by others too, that goes on.
             others = sys.version_info >= (3, 11) and body.uncancel() > self._cancelling
             raising = others or (raising and exc_type is not asyncio.CancelledError)
+        if exc_type is GeneratorExit:
+            # A dropped coroutine cannot wait; the release goes on in the background.
+            self._native._start_unlock(_nothing)
+            return
         try:
             await self.unlock()
         except Error as error:
@@ -402,7 +414,10 @@ class Hold(_Unpicklable):
         return reason and LockLost(f"the hold on {self.name!r} (token {self.token}) was lost: {reason}; another holder may be at work, so stop")
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        if loop not in self._loops:
+        if self._native.lost:
+            # The loop may have heard of it before.
+            loop.call_soon(self._hear_of_loss, loop)
+        elif loop not in self._loops:
             self._loops.add(loop)
             # A weak reference: core keeps this as long as the hold, and would keep the hold with it.
             self._native._wake_when_lost(functools.partial(loop.call_soon_threadsafe, _hear_of_loss, weakref.ref(self), loop))
