@@ -331,7 +331,7 @@ impl Mutex {
 
     /// As threading.Lock.acquire: True when the lock is held now, False when it is not, after timeout
     /// seconds (-1: no limit) or at once if not blocking. Release it with release().
-    #[pyo3(signature = (blocking=true, timeout=-1.0))]
+    #[pyo3(signature = (blocking=true, timeout=-1.0), text_signature = "($self, blocking=True, timeout=-1.0)")]
     fn acquire(&self, py: Python<'_>, blocking: bool, timeout: f64) -> PyResult<bool> {
         if !blocking {
             if timeout != -1.0 {

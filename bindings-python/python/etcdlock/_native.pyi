@@ -5,6 +5,21 @@ from typing import Any, Literal, NoReturn, SupportsIndex, final
 
 from typing_extensions import Self
 
+__all__ = [
+    "Call",
+    "Contender",
+    "Hold",
+    "Mutex",
+    "Session",
+    "Stats",
+    "__version__",
+    "_at_exit",
+    "_connect",
+    "_error_kinds",
+    "_next_event",
+    "connect",
+]
+
 __version__: str
 
 _Wake = Callable[[], object]

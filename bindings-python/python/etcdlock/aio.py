@@ -31,7 +31,6 @@ __all__ = ["Acquisition", "Connecting", "Hold", "Mutex", "Session", "connect"]
 
 _T = TypeVar("_T")
 _Start = Callable[[Callable[[], object]], _native.Call]
-_HAS_UNCANCEL = sys.version_info >= (3, 11)
 
 
 async def _call(start: _Start) -> Any:
@@ -283,6 +282,24 @@ def _this_task() -> asyncio.Task[Any]:
     return task
 
 
+# CPython 3.10 does not count the cancellations of a task.
+if sys.version_info >= (3, 11):
+
+    def _cancelling(task: asyncio.Task[Any]) -> int:
+        return task.cancelling()
+
+    def _uncancel(task: asyncio.Task[Any]) -> int:
+        return task.uncancel()
+
+else:
+
+    def _cancelling(task: asyncio.Task[Any]) -> int:
+        return 0
+
+    def _uncancel(task: asyncio.Task[Any]) -> int:
+        return 0
+
+
 class Acquisition(_Awaitable["Hold"]):
     """A lock() on its way: awaitable, and an async context manager that unlocks."""
 
@@ -384,7 +401,7 @@ class Hold(_Unpicklable):
     async def __aenter__(self) -> Hold:
         self._body = _this_task()
         self._cancelled_body = False
-        self._cancelling = self._body.cancelling() if sys.version_info >= (3, 11) else 0
+        self._cancelling = _cancelling(self._body)
         self._listen(asyncio.get_running_loop())
         return self
 
@@ -395,7 +412,7 @@ class Hold(_Unpicklable):
         raising = exc_type is not None
         if self._cancelled_body and body is not None:
             # Take our cancellation back; if the task was cancelled by others too, that goes on.
-            others = sys.version_info >= (3, 11) and body.uncancel() > self._cancelling
+            others = _uncancel(body) > self._cancelling
             raising = others or (raising and exc_type is not asyncio.CancelledError)
         if exc_type is GeneratorExit:
             # A dropped coroutine cannot wait; the release goes on in the background.
@@ -410,8 +427,10 @@ class Hold(_Unpicklable):
                 raise self._loss() or error from None
 
     def _loss(self) -> LockLost | None:
-        reason = self._native.lost
-        return reason and LockLost(f"the hold on {self.name!r} (token {self.token}) was lost: {reason}; another holder may be at work, so stop")
+        if self._native.lost is None:
+            return None
+        text = f"the hold on {self.name!r} (token {self.token}) was lost: {self._native.lost}"
+        return LockLost(f"{text}; another holder may be at work, so stop")
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._native.lost:
