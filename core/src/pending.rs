@@ -59,6 +59,7 @@ impl<T: Send + 'static> Slot<T> {
             State::CallBack(callback) => {
                 drop(state);
                 env.call_back(move || callback(result));
+                env.answered();
             }
             // Already answered: a second answer cannot be.
             other => *state = other,
@@ -115,14 +116,13 @@ impl<T: Send + 'static> Pending<T> {
     /// to look up now and then, such as an interpreter that checks for signals. The result is given
     /// out once; after that every call says `Cancelled`.
     pub fn wait_for(&self, timeout: Duration) -> Option<Result<T>> {
+        // Before the lock, which another thread of the parent may have held at the fork.
+        if self.env.as_ref().is_some_and(Env::is_forked) {
+            return Some(Err(Error::forked()));
+        }
         let mut state = self.slot.lock();
-        if matches!(*state, State::Running(_)) {
-            if must_not_block() {
-                return Some(Err(Error::deadlock()));
-            }
-            if self.env.as_ref().is_some_and(Env::is_forked) {
-                return Some(Err(Error::forked()));
-            }
+        if matches!(*state, State::Running(_)) && must_not_block() {
+            return Some(Err(Error::deadlock()));
         }
         // Longer than anybody waits, and short enough for the clock's arithmetic.
         let until = Instant::now() + timeout.min(Duration::from_secs(365 * 24 * 3600));
@@ -145,7 +145,7 @@ impl<T: Send + 'static> Pending<T> {
     /// result if it was faster.
     pub fn on_done(mut self, callback: impl FnOnce(Result<T>) + Send + 'static) -> Canceller {
         let mut state = self.slot.lock();
-        if matches!(*state, State::Done(_)) {
+        if !matches!(*state, State::Running(_)) {
             let result = take(&mut state);
             drop(state);
             match self.env.clone().map_or_else(Env::of_process, Ok) {
@@ -169,9 +169,10 @@ impl<T: Send + 'static> Pending<T> {
 fn take<T>(state: &mut State<T>) -> Result<T> {
     match std::mem::replace(state, State::Taken) {
         State::Done(result) => result,
+        // Given out before.
         other => {
             *state = other;
-            Err(Error::internal("a result was taken before it was there"))
+            Err(Error::cancelled())
         }
     }
 }
