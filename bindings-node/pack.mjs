@@ -17,26 +17,22 @@ const stage = mkdtempSync(join(tmpdir(), 'etcdlock-pack-'))
 try {
   const native = join(stage, platform)
   const main = join(stage, 'etcdlock')
+  const licenses = ['LICENSE-MIT', 'LICENSE-APACHE']
   for (const to of [native, main]) {
     mkdirSync(to)
-    for (const license of ['LICENSE-MIT', 'LICENSE-APACHE']) {
-      try {
-        copyFileSync(join(here, '..', license), join(to, license))
-      } catch (error) {
-        if (error.code !== 'ENOENT') throw error
-      }
-    }
+    for (const license of licenses) copyFileSync(join(here, '..', license), join(to, license))
   }
 
   const manifest = JSON.parse(readFileSync(join(here, 'npm', platform, 'package.json'), 'utf8'))
-  writeFileSync(join(native, 'package.json'), JSON.stringify({ ...manifest, version }, null, 2))
+  writeFileSync(join(native, 'package.json'), JSON.stringify({ ...manifest, version, files: [...manifest.files, ...licenses] }, null, 2))
   writeFileSync(join(native, 'README.md'), `# ${manifest.name}\n\n${manifest.description}. Install the package \`etcdlock\`.\n`)
   execFileSync('strip', ['--strip-unneeded', '-o', join(native, addon), join(here, addon)])
 
   const { devDependencies, scripts, ...published } = JSON.parse(readFileSync(join(here, 'package.json'), 'utf8'))
+  for (const file of [...published.files, 'README.md']) copyFileSync(join(here, file), join(main, file))
+  published.files.push(...licenses)
   published.optionalDependencies = { [manifest.name]: version }
   writeFileSync(join(main, 'package.json'), JSON.stringify(published, null, 2))
-  for (const file of [...published.files, 'README.md']) copyFileSync(join(here, file), join(main, file))
 
   mkdirSync(folder, { recursive: true })
   for (const old of readdirSync(folder)) if (old.endsWith('.tgz')) rmSync(join(folder, old))
