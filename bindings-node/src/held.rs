@@ -61,7 +61,8 @@ unsafe extern "C" fn is_held(env: sys::napi_env, info: sys::napi_callback_info) 
         sys::napi_get_cb_info(env, info, &mut count, &mut argument, null_mut(), null_mut());
         sys::napi_get_value_uint32(env, argument, &mut place);
     }
-    let held = HOLDS.with_borrow(|table| table.holds.get(place as usize).and_then(Option::as_ref).is_some_and(|hold| hold.is_held()));
+    let held =
+        HOLDS.with_borrow(|table| table.holds.get(place as usize).and_then(Option::as_ref).is_some_and(|hold| hold.is_held()));
     // SAFETY: as above.
     unsafe { sys::napi_get_boolean(env, held, &mut answer) };
     answer
