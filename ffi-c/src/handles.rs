@@ -27,7 +27,7 @@ const CHUNKS: usize = 16;
 const RESTING: usize = 64;
 
 pub(crate) enum Object {
-    Options(Options),
+    Options(Box<Options>),
     Session(etcdlock::Session),
     Mutex(etcdlock::Mutex),
     Op(Arc<OnceLock<Canceller>>),
@@ -148,7 +148,8 @@ impl Table {
         let place = places.used;
         let chunk = (place / FIRST_CHUNK + 1).ilog2() as usize;
         let Some(chunk_of_place) = self.chunks.get(chunk) else { return places.free.pop_front() };
-        chunk_of_place.get_or_init(|| (0..FIRST_CHUNK << chunk).map(|_| RwLock::new(Slot { generation: 1, object: None })).collect());
+        chunk_of_place
+            .get_or_init(|| (0..FIRST_CHUNK << chunk).map(|_| RwLock::new(Slot { generation: 1, object: None })).collect());
         places.used += 1;
         Some(place)
     }
@@ -258,7 +259,7 @@ mod tests {
     fn a_handle_is_good_until_it_is_freed_and_never_again() {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10_000 {
-            let handle = insert(Object::Options(Options::default())).ok().expect("room");
+            let handle = insert(Object::Options(Box::default())).ok().expect("room");
             assert!(seen.insert(handle), "{handle:#x} came twice");
             assert_eq!(status(get::<Options>(handle)), 0);
             assert_eq!(status(with::<etcdlock::Mutex, _>(handle, |_| ())), ErrorKind::Invalid.code());
@@ -271,7 +272,7 @@ mod tests {
     #[test]
     fn places_do_not_move_while_many_are_added() {
         let handles: Vec<_> = (0..5_000)
-            .map(|n| insert(Object::Options(Options::default().owner(n.to_string()))).ok().expect("room"))
+            .map(|n| insert(Object::Options(Box::new(Options::default().owner(n.to_string())))).ok().expect("room"))
             .collect();
         for (n, handle) in handles.iter().enumerate() {
             assert!(get::<Options>(*handle).is_ok_and(|options| options == Options::default().owner(n.to_string())));

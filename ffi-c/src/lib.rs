@@ -16,13 +16,13 @@ use std::time::Duration;
 use etcdlock::{Canceller, ErrorKind, Hold, Mutex, Options, Pending, Session};
 
 use handles::Object;
-use status::{Failure, Outcome, c_string, loss_code, remember, status, value};
 pub use status::{
     ETCDLOCK_BUSY, ETCDLOCK_CANCELLED, ETCDLOCK_CLOSED, ETCDLOCK_DEADLOCK, ETCDLOCK_DENIED, ETCDLOCK_FORKED, ETCDLOCK_INTERNAL,
     ETCDLOCK_INVALID, ETCDLOCK_LOSS_CLOSED, ETCDLOCK_LOSS_DEADLINE, ETCDLOCK_LOSS_FORKED, ETCDLOCK_LOSS_INTERNAL,
     ETCDLOCK_LOSS_KEY_DELETED, ETCDLOCK_LOSS_LEASE_GONE, ETCDLOCK_LOSS_MAX_HOLD, ETCDLOCK_LOSS_NONE, ETCDLOCK_LOSS_REFUSED,
     ETCDLOCK_LOST, ETCDLOCK_NOT_HELD, ETCDLOCK_OK, ETCDLOCK_TIMEOUT, ETCDLOCK_UNAVAILABLE,
 };
+use status::{Failure, Outcome, c_string, loss_code, remember, status, value};
 
 /// For etcdlock_set_log: nothing.
 pub const ETCDLOCK_LOG_OFF: i32 = 0;
@@ -179,7 +179,9 @@ fn limit(timeout_ms: i64) -> Outcome<Option<Duration>> {
 }
 
 fn length_of_time(what: &str, ms: i64) -> Outcome<Duration> {
-    u64::try_from(ms).map(Duration::from_millis).map_err(|_| Failure::invalid(format!("{what} {ms} is negative: give milliseconds")))
+    u64::try_from(ms)
+        .map(Duration::from_millis)
+        .map_err(|_| Failure::invalid(format!("{what} {ms} is negative: give milliseconds")))
 }
 
 fn milliseconds(time: Duration) -> i64 {
@@ -264,7 +266,8 @@ pub extern "C" fn etcdlock_flush_callbacks(timeout_ms: i64) -> i32 {
         })?;
         // Years are for ever, and can be added to a time.
         let limit = limit.unwrap_or(Duration::MAX).min(Duration::from_secs(1 << 31));
-        told.recv_timeout(limit).map_err(|_| Failure::new(ErrorKind::Timeout, format!("a callback is still running after {limit:?}")))
+        told.recv_timeout(limit)
+            .map_err(|_| Failure::new(ErrorKind::Timeout, format!("a callback is still running after {limit:?}")))
     })
 }
 
@@ -277,7 +280,9 @@ pub extern "C" fn etcdlock_flush_callbacks(timeout_ms: i64) -> i32 {
 /// on failure (too many handles). It does not block. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn etcdlock_options_new() -> *mut etcdlock_options {
-    value(std::ptr::null_mut(), || Ok(handles::insert(Object::Options(Options::default().language("c")))? as *mut etcdlock_options))
+    value(std::ptr::null_mut(), || {
+        Ok(handles::insert(Object::Options(Box::new(Options::default().language("c"))))? as *mut etcdlock_options)
+    })
 }
 
 /// Frees options. Sessions that were opened with them are not affected. NULL is fine. Any thread.
@@ -558,10 +563,14 @@ pub unsafe extern "C" fn etcdlock_session_inspect(
 ///
 /// Returns ETCDLOCK_OK, ETCDLOCK_INVALID or ETCDLOCK_FORKED.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn etcdlock_session_stats(session: *const etcdlock_session, stats: *mut etcdlock_stats, size: usize) -> i32 {
+pub unsafe extern "C" fn etcdlock_session_stats(
+    session: *const etcdlock_session,
+    stats: *mut etcdlock_stats,
+    size: usize,
+) -> i32 {
     status(|| {
         let place = out("stats", stats)?;
-        if size == 0 || size % size_of::<u64>() != 0 {
+        if size == 0 || !size.is_multiple_of(size_of::<u64>()) {
             return Err(Failure::invalid(format!("size {size} is not that of an etcdlock_stats: give sizeof(etcdlock_stats)")));
         }
         let now = handles::with::<Session, _>(session as usize, Session::stats)?;
@@ -586,7 +595,10 @@ pub extern "C" fn etcdlock_shutdown(timeout_ms: i64) -> i32 {
         if etcdlock::shutdown(limit) {
             return Ok(());
         }
-        Err(Failure::new(ErrorKind::Unavailable, format!("not every session was confirmed closed within {limit:?}; leases end by themselves")))
+        Err(Failure::new(
+            ErrorKind::Unavailable,
+            format!("not every session was confirmed closed within {limit:?}; leases end by themselves"),
+        ))
     })
 }
 
@@ -731,7 +743,11 @@ pub extern "C" fn etcdlock_mutex_loss(mutex: *const etcdlock_mutex) -> i32 {
 ///
 /// Returns ETCDLOCK_OK, ETCDLOCK_NOT_HELD, ETCDLOCK_INVALID or ETCDLOCK_FORKED.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn etcdlock_mutex_on_lost(mutex: *mut etcdlock_mutex, listener: etcdlock_lost_fn, user_data: *mut c_void) -> i32 {
+pub unsafe extern "C" fn etcdlock_mutex_on_lost(
+    mutex: *mut etcdlock_mutex,
+    listener: etcdlock_lost_fn,
+    user_data: *mut c_void,
+) -> i32 {
     status(|| {
         let Some(listener) = listener else { return Err(Failure::invalid("the function listener is NULL")) };
         let mutex = handles::get::<Mutex>(mutex as usize)?;

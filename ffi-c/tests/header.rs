@@ -23,7 +23,10 @@ fn the_checked_in_header_is_the_one_the_code_gives() {
         return;
     }
     let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(checked_in == text, "include/etcdlock.h is not what the code gives: run `make -C ffi-c header` and look at the difference");
+    assert!(
+        checked_in == text,
+        "include/etcdlock.h is not what the code gives: run `make -C ffi-c header` and look at the difference"
+    );
 }
 
 fn version_macros() -> String {

@@ -58,8 +58,8 @@ static void fail_often(long rounds) {
 }
 
 static long leases(void) {
-    if (strncmp(target, "memory:", 7) == 0)
-        return 0;
+    if (strncmp(target, "memory:", 7) == 0 || system("command -v etcdctl >/dev/null") != 0)
+        return 0; /* nobody to ask */
     long count = 0;
     char command[300], line[200];
     const char *endpoints = target[0] != '\0' ? target : getenv("ETCDLOCK_ENDPOINTS");

@@ -616,6 +616,10 @@ static void test_a_key_deleted_or_a_lease_revoked_from_outside_is_told_and_the_s
         printf("    (on etcd only: memory: has no outside)\n");
         return;
     }
+    if (system("command -v etcdctl >/dev/null") != 0) {
+        printf("    (skipped: there is no etcdctl on the PATH)\n");
+        return;
+    }
     etcdlock_session *session = open_session();
     const char *name = fresh_name();
     etcdlock_mutex *mutex = new_mutex(session, name);
