@@ -82,7 +82,9 @@ pub(crate) fn lost(callback: Callback, reason: String) {
 /// Starts the Python thread that hands the events on, if this process does not have it yet.
 pub(crate) fn start_thread(py: Python<'_>) -> PyResult<()> {
     if !queue().has_thread.swap(true, Ordering::AcqRel) {
-        py.import("etcdlock._events")?.call_method0("start")?;
+        let started = py.import("etcdlock._events").and_then(|events| events.call_method0("start"));
+        // The next session tries again.
+        started.inspect_err(|_| queue().has_thread.store(false, Ordering::Release))?;
     }
     Ok(())
 }

@@ -586,7 +586,7 @@ impl Hold {
 
     /// Why the hold was lost, as text; None if it was not.
     #[getter]
-    fn lost(&self) -> Option<String> {
+    fn loss(&self) -> Option<String> {
         self.hold.loss().map(|loss| loss.to_string())
     }
 

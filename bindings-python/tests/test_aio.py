@@ -217,7 +217,7 @@ def test_lost_is_awaited_by_several_and_gives_the_reason(run: Run, etcd: Etcd, n
             gives_up.cancel()
             etcd.delete_keys(name)
             assert set(await asyncio.gather(*waiters)) == {"its key was deleted from outside"}
-            assert await hold.lost() == "its key was deleted from outside"
+            assert hold.loss == await hold.lost() == "its key was deleted from outside"
             with pytest.raises(etcdlock.LockLost):
                 hold.check()
             with pytest.raises(etcdlock.LockLost):
@@ -400,6 +400,18 @@ def test_a_waiting_coroutine_that_is_dropped_gives_up(run: Run, target: str, nam
             await holder.unlock()
             while await session.inspect(name):
                 await asyncio.sleep(0.005)
+
+    run(main())
+
+
+def test_a_hold_that_is_dropped_is_released_with_a_warning_that_says_where(run: Run, target: str, name: str) -> None:
+    async def main() -> None:
+        async with aio.connect(target) as session:
+            with pytest.warns(ResourceWarning, match=r"test_aio\.py:\d+\) was dropped while held"):
+                await session.mutex(name).lock()
+                gc.collect()
+            async with session.mutex(name).lock(timeout=20):
+                pass
 
     run(main())
 

@@ -63,7 +63,7 @@ mutex = session.mutex(name)
 
 def child():
     assert not hold.is_held() and not mutex.is_held() and hold.remaining() == 0.0
-    assert hold.lost == "the process was forked"
+    assert hold.loss == "the process was forked"
     calls = [hold.check, hold.unlock, mutex.lock, mutex.try_lock, mutex.unlock, mutex.acquire, mutex.release,
              session.close, lambda: session.mutex("x"), lambda: session.inspect("x"), lambda: hold.put("k", "v")]
     for call in calls:

@@ -273,7 +273,7 @@ def test_a_closed_session_says_so_and_loses_its_holds(target: str, name: str) ->
     hold = mutex.lock()
     session.close()
     session.close(timeout=1)
-    assert not hold.is_held() and hold.lost == "the session was closed"
+    assert not hold.is_held() and hold.loss == "the session was closed"
     for call in (hold.check, hold.unlock):
         with pytest.raises(etcdlock.LockLost, match="closed"):
             call()
@@ -310,7 +310,7 @@ def test_a_lock_whose_key_is_deleted_from_outside_is_lost_with_the_reason(etcd: 
                 hold.on_lost(heard.append)
                 etcd.delete_keys(name)
                 until(lambda: heard)
-                assert heard == [hold.lost] and not hold.is_held()
+                assert heard == [hold.loss] and not hold.is_held()
                 hold.on_lost(heard.append)
                 until(lambda: len(heard) == 2)
                 with pytest.raises(etcdlock.LockLost):
@@ -318,7 +318,7 @@ def test_a_lock_whose_key_is_deleted_from_outside_is_lost_with_the_reason(etcd: 
         assert etcd.value(f"{name}.state") is None
         with mutex as again:
             assert again.token > hold.token
-            assert hold.lost, "lost is for good"
+            assert hold.loss, "lost is for good"
         assert session.stats().holds_lost == 1
 
 
@@ -395,7 +395,7 @@ def test_a_callback_is_not_called_after_a_release(session: etcdlock.Session, nam
     with session.mutex(name) as hold:
         hold.on_lost(heard.append)
     session.close()
-    assert heard == [] and hold.lost is None
+    assert heard == [] and hold.loss is None
 
 
 @pytest.mark.parametrize("what", ["session", "mutex", "hold"])

@@ -362,6 +362,11 @@ class Hold(_Unpicklable):
         """Returns if is_held(); else raises LockLost, NotHeld or Forked. Local."""
         self._native.check()
 
+    @property
+    def loss(self) -> str | None:
+        """Why the hold was lost, as text; None if it was not. Local."""
+        return self._native.loss
+
     async def lost(self) -> str:
         """Waits until the hold is lost, and returns the reason. Never ends if it is released first."""
         loop = asyncio.get_running_loop()
@@ -427,13 +432,13 @@ class Hold(_Unpicklable):
                 raise self._loss() or error from None
 
     def _loss(self) -> LockLost | None:
-        if self._native.lost is None:
+        if self._native.loss is None:
             return None
-        text = f"the hold on {self.name!r} (token {self.token}) was lost: {self._native.lost}"
+        text = f"the hold on {self.name!r} (token {self.token}) was lost: {self._native.loss}"
         return LockLost(f"{text}; another holder may be at work, so stop")
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._native.lost:
+        if self._native.loss:
             # The loop may have heard of it before.
             loop.call_soon(self._hear_of_loss, loop)
         elif loop not in self._loops:
@@ -442,7 +447,7 @@ class Hold(_Unpicklable):
             self._native._wake_when_lost(functools.partial(loop.call_soon_threadsafe, _hear_of_loss, weakref.ref(self), loop))
 
     def _hear_of_loss(self, loop: asyncio.AbstractEventLoop) -> None:
-        reason = self._native.lost or "lost"
+        reason = self._native.loss or "lost"
         for waiter in self._waiters:
             if waiter.get_loop() is loop and not waiter.done():
                 waiter.set_result(reason)
