@@ -199,6 +199,19 @@ impl HoldCore {
     }
 }
 
+impl Drop for HoldCore {
+    fn drop(&mut self) {
+        // Callers' listeners may hold anything, so they are not dropped on the io thread either.
+        let listeners = self.lost.take_listeners();
+        let env = &self.session.service.env;
+        if env.is_forked() {
+            std::mem::forget(listeners);
+        } else if !listeners.is_empty() {
+            env.call_back(move || drop(listeners));
+        }
+    }
+}
+
 /// One successful acquisition of a [`Mutex`](crate::Mutex).
 ///
 /// It ends with [`unlock`](Self::unlock), with its drop (released in the background), or with its

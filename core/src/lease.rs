@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use crate::error::Loss;
 use crate::store::LeaseId;
 
-type Listener = Box<dyn FnOnce(Loss) + Send>;
+pub(crate) type Listener = Box<dyn FnOnce(Loss) + Send>;
 
 /// Something that is lost once, with a reason, and never comes back.
 #[derive(Default)]
@@ -64,6 +64,11 @@ impl LossSignal {
             }
             None => listeners.push(Box::new(listener)),
         }
+    }
+
+    /// The listeners that have heard nothing yet.
+    pub(crate) fn take_listeners(&mut self) -> Vec<Listener> {
+        std::mem::take(self.listeners.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {

@@ -44,6 +44,10 @@ impl Inner {
     }
 
     fn held(&self) -> Option<Arc<HoldCore>> {
+        // In a forked child nothing is held, and the lock may be another thread's for ever.
+        if self.core().service.env.is_forked() {
+            return None;
+        }
         self.holds().latest.upgrade().filter(|hold| !hold.is_released())
     }
 
@@ -152,7 +156,8 @@ impl Mutex {
         self.start(|inner| async move { inner.lock(None).await })
     }
 
-    /// Like [`lock`](Self::lock), for at most `limit`; zero is one try.
+    /// Like [`lock`](Self::lock), for at most `limit`; zero is one try, which takes
+    /// one request if nobody here holds the lock (at most 5 s when nothing answers).
     ///
     /// # Errors
     ///

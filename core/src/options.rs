@@ -207,7 +207,7 @@ impl std::fmt::Debug for Options {
 }
 
 /// How to speak to the target, without what is a session's own.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Connection {
     pub(crate) user: Option<(String, String)>,
     pub(crate) ca: Option<String>,

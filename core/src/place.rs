@@ -11,8 +11,8 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -119,14 +119,15 @@ pub(crate) struct Place {
     gave_up: Vec<oneshot::Sender<()>>,
     following: Option<Following>,
     quiet_rounds: u32,
-    /// The lease beneath our ticket, for the case that this task panics.
+    /// The lease beneath our ticket and the hold on it, for the case that this task panics.
     lease: Option<Arc<Lease>>,
+    holder: Weak<HoldCore>,
 }
 
 enum Turn {
     Ours(Standing),
     /// The ticket is gone, or its lease.
-    Lost,
+    Lost(Standing),
     NobodyWaits(Standing),
 }
 
@@ -142,6 +143,7 @@ impl Place {
             following: None,
             quiet_rounds: 0,
             lease: None,
+            holder: Weak::new(),
         }
     }
 
@@ -175,7 +177,7 @@ impl Place {
             };
             handed_over = match self.wait_for_turn(standing).await {
                 Turn::Ours(standing) => self.grant(standing).await,
-                Turn::Lost => None,
+                Turn::Lost(standing) => self.abandon(standing).await,
                 Turn::NobodyWaits(standing) => self.leave(standing, None).await,
             };
         }
@@ -292,6 +294,9 @@ impl Place {
                         retry.pause().await;
                     }
                     Err(refusal) => {
+                        // What a full database refuses may have been applied all the same: etcd
+                        // checks the quota, applies, and then answers (`quotaApplierV3`).
+                        doubtful |= matches!(refusal, Trouble::Refused(_));
                         let error = self.error_of(&refusal);
                         self.fail_all(&error);
                     }
@@ -303,8 +308,14 @@ impl Place {
 
     /// Takes back a ticket of which it is not known whether it has entered, or ever will.
     async fn withdraw(&mut self, ticket: Ticket, lease: Arc<Lease>, session: Arc<SessionCore>) -> Option<Standing> {
+        session.retire_keys();
         let entered = Entered { token: UNKNOWN, ahead: Ahead { revision: 0, keys: None } };
         self.leave(Standing::new(ticket, lease, session, entered, true), None).await
+    }
+
+    async fn withdraw_next(&mut self, (ticket, lease, session): Next) -> Option<Standing> {
+        // Boxed, because leaving may lead here again.
+        Box::pin(self.withdraw(ticket, lease, session)).await
     }
 
     /// The session's lease, or why there will be none; `None` if the first waiter left meanwhile.
@@ -357,7 +368,7 @@ impl Place {
                 return Turn::NobodyWaits(standing);
             }
             if !standing.lease.is_alive(self.service.env.now()) {
-                return Turn::Lost;
+                return Turn::Lost(standing);
             }
             let mut want = None;
             if let Some(keys) = &standing.ahead.keys {
@@ -378,15 +389,20 @@ impl Place {
             }
             tokio::select! {
                 biased;
-                _ = standing.lease.lost.lost() => return Turn::Lost,
+                _ = standing.lease.lost.lost() => return Turn::Lost(standing),
                 change = next_change(&mut self.following) => match change {
                     Change::Since(revision) => {
                         let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
-                        let missed = revision > standing.ahead.revision;
-                        look_at = Instant::now() + if missed { Duration::ZERO } else { next };
+                        look_at = Instant::now() + next;
+                        if revision > standing.ahead.revision {
+                            // What happened up to there was not heard, our own ticket's end
+                            // included. Without a list no event can make the lock ours.
+                            standing.ahead.keys = None;
+                            look_at = Instant::now();
+                        }
                     }
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
-                    Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost,
+                    Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost(standing),
                     Change::Gone { key, .. } => {
                         // Without the list a look is due, and it will know of this.
                         let Some(keys) = &mut standing.ahead.keys else { continue };
@@ -402,11 +418,13 @@ impl Place {
                 },
                 Some(command) = self.inbox.recv() => self.take(command, true),
                 _ = sleep_until(look_at) => match self.service.store.look(&standing.ticket, standing.token).await {
-                    Ok(Look { present: false, .. }) => return Turn::Lost,
-                    Ok(Look { ahead, .. }) => {
+                    Ok(Look { present, ahead }) => {
                         self.service.note_trouble(None);
                         let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
                         if ahead.revision >= standing.ahead.revision.max(live_since) {
+                            if !present {
+                                return Turn::Lost(standing);
+                            }
                             standing.ahead = ahead;
                             retry = Retry::new();
                             let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
@@ -416,8 +434,11 @@ impl Place {
                             look_at = Instant::now() + retry.next();
                         }
                     }
-                    Err(Trouble::LeaseGone) => return Turn::Lost,
                     Err(trouble) => {
+                        if let Trouble::Denied(_) = trouble {
+                            let error = self.error_of(&trouble);
+                            self.fail_all(&error);
+                        }
                         self.service.note_trouble(Some(trouble.to_string()));
                         look_at = Instant::now() + retry.next();
                     }
@@ -462,9 +483,10 @@ impl Place {
             }
             tracing::debug!(target: "etcdlock::grant", name = &*self.name, token = standing.token);
             self.answer_tries();
+            self.holder = Arc::downgrade(&core);
             return match self.held(&standing, &core).await {
                 Ended::Released(reply) => self.leave(standing, reply).await,
-                Ended::Lost => None,
+                Ended::Lost => self.abandon(standing).await,
             };
         }
         self.leave(standing, None).await
@@ -549,6 +571,14 @@ impl Place {
 
     // ---- leave -----------------------------------------------------------------------------
 
+    /// A ticket is lost. With its lease its key is gone too; else it is made sure of.
+    async fn abandon(&mut self, standing: Standing) -> Option<Standing> {
+        if !standing.lease.is_alive(self.service.env.now()) {
+            return None;
+        }
+        self.leave(standing, None).await
+    }
+
     /// Takes our ticket out of the queue and, if somebody here waits, puts the next one in by the
     /// same step. Goes on until the store has answered or the lease has ended, and the key with it.
     async fn leave(&mut self, standing: Standing, mut reply: Option<oneshot::Sender<Result<()>>>) -> Option<Standing> {
@@ -556,7 +586,9 @@ impl Place {
         let mut sent_before = false;
         let mut may_put = true;
         // Chosen once: a copy of the first request may be applied after the second was sent.
-        let mut next: Option<(Ticket, Arc<Lease>, Arc<SessionCore>)> = None;
+        let mut next: Option<Next> = None;
+        // A next ticket of which it is not known whether it was put.
+        let mut orphan: Option<Next> = None;
         loop {
             if next.is_none() && may_put && !sent_before && self.anybody_waits() {
                 next = self.waiters.front().and_then(|waiter| {
@@ -590,7 +622,10 @@ impl Place {
                         let lost = || Error::lost(&self.name, standing.token, &Loss::KeyDeleted);
                         let _ = reply.send(if gone { Err(lost()) } else { Ok(()) });
                     }
-                    return handed_over;
+                    return match orphan {
+                        Some(orphan) => self.withdraw_next(orphan).await,
+                        None => handed_over,
+                    };
                 }
                 Err(Trouble::Unavailable(why)) => {
                     sent_before = true;
@@ -605,18 +640,19 @@ impl Place {
                 }
                 // One of two leases is gone, or a full database refuses what is put. Deleting alone
                 // still works.
-                Err(_) if may_put && (next.is_some() || standing.doubtful) => {
+                Err(trouble) if may_put && (next.is_some() || standing.doubtful) => {
                     may_put = false;
-                    if let (true, Some((ticket, lease, session))) = (sent_before, next.take()) {
-                        // An earlier copy of this request may have put it.
-                        let unknown = self.withdraw(ticket, lease, session);
-                        Box::pin(unknown).await;
-                    }
+                    sent_before |= matches!(trouble, Trouble::Refused(_));
+                    orphan = next.take().filter(|_| sent_before);
                     continue;
                 }
                 Err(refusal) => {
+                    // It may last as long as the lease, so nobody is kept waiting for it.
+                    self.anybody_waits();
+                    let error = self.error_of(&refusal);
+                    self.fail_all(&error);
                     if let Some(reply) = reply.take() {
-                        let kind = self.error_of(&refusal).kind();
+                        let kind = error.kind();
                         let text =
                             format!("the key of the lock {:?} cannot be deleted: {refusal}; it goes with its lease", self.name);
                         let _ = reply.send(Err(Error::new(kind, text)));
@@ -627,17 +663,26 @@ impl Place {
                 if let Some(reply) = reply {
                     let _ = reply.send(Err(Error::lost(&self.name, standing.token, &loss)));
                 }
-                return None;
+                return match orphan.or(next.filter(|_| sent_before)) {
+                    Some(orphan) => self.withdraw_next(orphan).await,
+                    None => None,
+                };
             }
             retry.pause().await;
         }
     }
 }
 
+/// A ticket to hand over to.
+type Next = (Ticket, Arc<Lease>, Arc<SessionCore>);
+
 impl Drop for Place {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.service.forget(&self.name);
+            if let Some(hold) = self.holder.upgrade() {
+                hold.lose(Loss::Internal);
+            }
             if let Some(lease) = &self.lease {
                 lease.lost.lose(Loss::Internal);
             }

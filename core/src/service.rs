@@ -42,6 +42,8 @@ impl Service {
     pub(crate) fn of(env: &Env, address: Address, connection: Connection) -> Result<Arc<Service>> {
         let mut services = lock(&env.services);
         services.retain(|_, service| service.strong_count() > 0);
+        // Memory has no credentials, and the same name is the same place.
+        let connection = if matches!(address, Address::Memory(_)) { Connection::default() } else { connection };
         let key = (address, connection);
         if let Some(service) = services.get(&key).and_then(Weak::upgrade) {
             return Ok(service);

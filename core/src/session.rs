@@ -468,7 +468,7 @@ pub fn shutdown(limit: Duration) -> bool {
         timeout(limit, closed).await.unwrap_or_else(|_| Err(Error::cancelled()))
     });
     // The io thread keeps to the limit; the second one is for the case that it is gone.
-    matches!(all.wait_for(limit + Duration::from_millis(200)), Some(Ok(())))
+    matches!(all.wait_for(limit.saturating_add(Duration::from_millis(200))), Some(Ok(())))
 }
 
 /// Counters of a session, from its start.

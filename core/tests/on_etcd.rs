@@ -337,6 +337,29 @@ fn row_12_an_unlock_without_etcd_returns_in_time_and_the_key_goes_later() {
     until("both keys are gone", || ["row12/", "row12-other/"].iter().all(|queue| Outside::of(&etcd).keys(queue).is_empty()));
 }
 
+#[test]
+fn row_20_a_full_database_is_a_clear_error_and_leaves_nothing() {
+    let etcd = Etcd::start_with(&["--quota-backend-bytes", "1048576"]);
+    let session = connect(&etcd, 60);
+    let mut outside = Outside::of(&etcd);
+    let hold = session.mutex("full").unwrap().lock().unwrap();
+    let block = vec![b'x'; 200_000];
+    for n in 0.. {
+        let put = outside.client.put(format!("block/{n}"), block.clone(), None);
+        if outside.runtime.block_on(put).is_err() {
+            break;
+        }
+    }
+    let error = session.mutex("full-other").unwrap().lock_timeout(LONG).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("space"), "{error}");
+    // A waiter that would be handed over to is refused; the unlock works all the same.
+    let waiting = session.as_async().mutex("full").unwrap().lock();
+    hold.unlock().unwrap();
+    assert_eq!(waiting.wait_for(LONG).expect("in time").unwrap_err().kind(), ErrorKind::Unavailable);
+    until("nothing is left", || ["full/", "full-other/"].iter().all(|queue| outside.keys(queue).is_empty()));
+}
+
 // ---- other clients in the same queue -------------------------------------------------------
 
 /// A program that waits for the lock, says so when it has it, and lets go when its input closes and

@@ -207,9 +207,11 @@ impl Store for EtcdStore {
                 Some(token) => Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token),
                 None => Compare::create_revision(ticket.key.as_str(), CompareOp::Greater, 0),
             };
+            let mut conditions = vec![mine];
             let mut present = vec![TxnOp::delete(ticket.key.as_str(), None)];
             let mut absent = Vec::new();
             if let Some(next) = next {
+                conditions.push(Compare::create_revision(void_key(next), CompareOp::Equal, 0));
                 present.extend([get_head(&ticket.name), put(next)]);
                 absent.extend([get_head(&ticket.name), get_key(&next.key)]);
             }
@@ -219,7 +221,7 @@ impl Store for EtcdStore {
                 present.push(marker.clone());
                 absent.push(marker);
             }
-            let answer = self.txn(Txn::new().when([mine]).and_then(present).or_else(absent)).await?;
+            let answer = self.txn(Txn::new().when(conditions).and_then(present).or_else(absent)).await?;
             let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
 
             let revision = revision_of(&answer)?;
@@ -433,6 +435,12 @@ mod tests {
         let again = rig.leave(&first, Some(token), false, Some(&next)).unwrap();
         assert!(again.was_present);
         assert_eq!(again.next.unwrap().token, entered.token);
+        // A next ticket that was given up is not put by a late copy.
+        let (mine, given_up) = (rig.ticket(4), rig.ticket(5));
+        let mine_token = rig.enter(&mine).unwrap().token;
+        rig.leave(&given_up, None, true, None).unwrap();
+        assert!(rig.leave(&mine, Some(mine_token), false, Some(&given_up)).unwrap().next.is_none());
+        rig.leave(&mine, Some(mine_token), false, None).unwrap();
         // After the next one has left too, a third copy must not bring it back.
         rig.leave(&next, Some(entered.token), false, None).unwrap();
         assert!(rig.leave(&first, Some(token), false, Some(&next)).unwrap().next.is_none());

@@ -192,6 +192,9 @@ impl Store for MemoryStore {
                 Some(token) => inner.token(key) == Some(token),
                 None => inner.token(key).is_some(),
             };
+            if leaving.next.is_some_and(|next| !inner.leases.contains_key(&next.lease)) {
+                return Err(Trouble::LeaseGone);
+            }
             // Requests are never late here, so there is nothing to void.
             if was_present {
                 inner.delete(key.as_bytes());

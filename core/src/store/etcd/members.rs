@@ -100,8 +100,10 @@ impl Members {
     {
         self.count_request();
         let url = &self.members[member].url;
+        let mut used = None;
         let answer = tokio::time::timeout(limit, async {
             let client = self.client(member).await?;
+            used = Some(client.clone());
             match request(client.clone()).await {
                 Err(error) if is_old_auth_revision(&error) => {
                     client.refresh_token().await?;
@@ -118,7 +120,9 @@ impl Members {
             Ok(Err(error)) => trouble_from(url, &error),
             Err(_) => {
                 // The connection may be dead without a word: the next request makes a new one.
-                self.members[member].client.lock().await.take();
+                if let Some(used) = used {
+                    self.drop_client(member, &used);
+                }
                 Trouble::Unavailable(format!("{url}: no answer within {limit:?}"))
             }
         };
@@ -132,13 +136,34 @@ impl Members {
     pub(super) fn pick(&self, role: Role) -> usize {
         let (now, count) = (self.env.now(), self.members.len());
         let first = self.preferred.load(Ordering::Relaxed) + usize::from(role == Role::Watch);
-        let in_turn = (0..count).map(|step| (first + step) % count);
+        // In opposite directions, so that the queue comes to the watches' member last.
+        let in_turn = (0..count).map(|step| match role {
+            Role::Queue => (first + count - step) % count,
+            Role::Watch => (first + step) % count,
+        });
         let usable = in_turn.clone().find(|&member| self.health(member).aside_until <= now);
         let picked = usable.or_else(|| in_turn.min_by_key(|&member| self.health(member).aside_until)).unwrap_or(0);
         if role == Role::Queue {
             self.preferred.store(picked, Ordering::Relaxed);
         }
         picked
+    }
+
+    /// The next request to the member makes a new connection, unless another has done so already.
+    fn drop_client(&self, member: usize, used: &Arc<Client>) {
+        // Locked means that somebody is connecting anew right now.
+        if let Ok(mut slot) = self.members[member].client.try_lock()
+            && slot.as_ref().is_some_and(|client| Arc::ptr_eq(client, used))
+        {
+            *slot = None;
+        }
+    }
+
+    /// The next request to the member makes a new connection, and with it a new token.
+    pub(super) fn reconnect(&self, member: usize) {
+        if let Ok(mut slot) = self.members[member].client.try_lock() {
+            *slot = None;
+        }
     }
 
     pub(super) fn set_aside(&self, member: usize, why: &str) {

@@ -6,18 +6,21 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use etcd_client::{EventType, WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::members::{Members, Role};
 use super::prefix;
+use crate::place::Retry;
 use crate::runtime::Env;
 use crate::store::{Change, Changes, Follow, is_contender};
 
 /// How often a quiet stream is asked for a sign of life. One question without an answer is too many.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(100);
+/// After this long a stream was a good one, and the next is opened soon.
+const LASTED: Duration = Duration::from_secs(5);
 
 type WatchId = i64;
 
@@ -91,7 +94,15 @@ fn create(id: WatchId, what: &Follow) -> (String, WatchOptions) {
 
 async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
     let mut followers: HashMap<WatchId, Follower> = HashMap::new();
+    let mut retry = Retry::new();
     loop {
+        loop {
+            match inbox.try_recv() {
+                Ok(command) => drop(apply(command, &mut followers)),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
         while followers.is_empty() {
             match inbox.recv().await {
                 Some(command) => drop(apply(command, &mut followers)),
@@ -99,13 +110,21 @@ async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
             }
         }
         let member = members.pick(Role::Watch);
-        match open(&members, member, &followers).await {
-            Ok((sender, answers)) => match serve(&members, sender, answers, &mut inbox, &mut followers).await {
+        let start = Instant::now();
+        if let Ok((sender, answers)) = open(&members, member, &followers).await {
+            match serve(&members, sender, answers, &mut inbox, &mut followers).await {
                 Ended::NobodyLeft => return,
                 Ended::Broken(why) => members.set_aside(member, &why),
-            },
-            Err(_) => tokio::time::sleep(PAUSE).await,
+                Ended::Refused(why) => {
+                    members.reconnect(member);
+                    members.set_aside(member, &why);
+                }
+            }
         }
+        if start.elapsed() > LASTED {
+            retry = Retry::new();
+        }
+        retry.pause().await;
     }
 }
 
@@ -146,6 +165,8 @@ async fn open(
 enum Ended {
     NobodyLeft,
     Broken(String),
+    /// A watch was refused: its stream's token has run out, or the permission is missing.
+    Refused(String),
 }
 
 async fn serve(
@@ -165,13 +186,14 @@ async fn serve(
             answer = answers.message() => match answer {
                 Ok(Some(answer)) => {
                     heard = true;
+                    // etcd checks each new watch by the token that the stream was opened with, and
+                    // newer releases answer a refusal without the watch's id.
+                    let is_ours = answer.watch_id() < 0 || followers.contains_key(&answer.watch_id());
+                    if answer.canceled() && is_ours && answer.compact_revision() == 0 {
+                        return Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason()));
+                    }
                     if let Some(again) = hear(&answer, followers) {
-                        let outgoing = outgoing.clone();
-                        // Not at once: the reason may last.
-                        tokio::spawn(async move {
-                            tokio::time::sleep(PAUSE).await;
-                            let _ = outgoing.send(again);
-                        });
+                        let _ = outgoing.send(again);
                     }
                 }
                 Ok(None) => return Ended::Broken("the watch stream ended".into()),
@@ -197,7 +219,7 @@ async fn serve(
     }
 }
 
-/// Passes an answer on. A watch that etcd ended is asked for again, from then on.
+/// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
 fn hear(answer: &WatchResponse, followers: &HashMap<WatchId, Follower>) -> Option<Outgoing> {
     let id = answer.watch_id();
     let follower = followers.get(&id)?;
