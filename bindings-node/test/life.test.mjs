@@ -361,6 +361,18 @@ describe('the garbage collector', () => {
     assert.deepEqual(ended, clean('true 0\n'))
   })
 
+  it('gets all that belonged to a released hold', async () => {
+    const ended = await run(`${forgetful}
+      const session = await connect()
+      const mutex = session.mutex('${freshName()}')
+      let left = 50
+      const registry = new FinalizationRegistry(() => left--)
+      for (let n = left; n > 0; n--) await mutex.withLock((hold) => { registry.register(hold.signal, 0) })
+      await collect(() => left <= 1) // the mutex keeps its latest hold
+      say('collected')`)
+    assert.deepEqual(ended, clean('collected\n'))
+  })
+
   it('closes a session that was forgotten', async () => {
     const ended = await run(`${forgetful}
       const lease = await (async () => (await connect()).leaseId)()
