@@ -40,9 +40,10 @@ def test_fifty_interrupts_at_random_moments_leave_nothing(target: str, name: str
         for round in range(50):
             with other.mutex(name):
                 after = 0.002 + dice.random() * 0.12
+                timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
                 start = time.monotonic()
                 with pytest.raises(KeyboardInterrupt):
-                    timer = interrupt_after(after)
+                    timer.start()
                     (acquire, lock, enter)[round % 3]()
                 slowest = max(slowest, time.monotonic() - start - after)
                 timer.join()
@@ -60,8 +61,9 @@ def test_interrupts_around_the_grant_leave_the_lock_held_or_free_but_never_lost_
         mutex = session.mutex(name)
         interrupted = 0
         for _ in range(50):
+            timer = threading.Timer(0.001 + dice.random() * 0.004, os.kill, (os.getpid(), signal.SIGINT))
             try:
-                timer = interrupt_after(0.001 + dice.random() * 0.004)
+                timer.start()
                 while True:
                     with mutex:
                         pass
