@@ -270,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stale_handle_does_not_reach_what_has_its_place_now() {
+        let stale = insert(Object::Options(Box::default())).ok().expect("room");
+        assert_eq!(status(remove::<Options>(stale)), 0);
+        let mut others = Vec::new();
+        while !others.iter().any(|other| other & 0xFFF_FFFF == stale & 0xFFF_FFFF) {
+            others.push(insert(Object::Options(Box::default())).ok().expect("room"));
+            // Freed places rest until there are more of them.
+            let passing = insert(Object::Options(Box::default())).ok().expect("room");
+            assert_eq!(status(remove::<Options>(passing)), 0);
+            assert!(others.len() < 100_000, "its place never came back");
+        }
+        assert_eq!(status(with::<Options, _>(stale, |_| ())), ErrorKind::Invalid.code());
+        assert_eq!(status(change::<Options>(stale, |_| ())), ErrorKind::Invalid.code());
+        assert_eq!(status(remove::<Options>(stale)), ErrorKind::Invalid.code());
+        for other in others {
+            assert_eq!(status(remove::<Options>(other)), 0);
+        }
+    }
+
+    #[test]
     fn places_do_not_move_while_many_are_added() {
         let handles: Vec<_> = (0..5_000)
             .map(|n| insert(Object::Options(Box::new(Options::default().owner(n.to_string())))).ok().expect("room"))

@@ -273,6 +273,23 @@ static void test_a_handle_that_is_null_freed_or_of_another_kind_gives_a_status(v
     IS(ETCDLOCK_INVALID, etcdlock_session_close(session, 20000));
 }
 
+static void test_a_stale_handle_does_not_reach_a_later_object(void) {
+    etcdlock_session *session = open_session();
+    etcdlock_mutex *stale = new_mutex(session, fresh_name()), *later[1000];
+    OK(etcdlock_mutex_free(stale));
+    for (int n = 0; n < 1000; n++) {
+        later[n] = new_mutex(session, fresh_name());
+        CHECK(later[n] != stale);
+        if (n % 2 == 0) /* so that places are used again */
+            OK(etcdlock_mutex_free(later[n]));
+    }
+    IS(ETCDLOCK_INVALID, etcdlock_mutex_lock(stale, 0));
+    IS(ETCDLOCK_INVALID, etcdlock_mutex_free(stale));
+    for (int n = 0; n < 1000; n++)
+        IS(n % 2 == 0 ? ETCDLOCK_INVALID : ETCDLOCK_OK, etcdlock_mutex_free(later[n]));
+    OK(etcdlock_session_close(session, 20000));
+}
+
 static void test_a_bad_argument_is_named_with_its_rule(void) {
     etcdlock_session *session = open_session(), *untouched = session;
     etcdlock_mutex *mutex = new_mutex(session, fresh_name()), *out = NULL;
@@ -579,6 +596,36 @@ static void test_a_blocking_call_inside_a_callback_is_refused_and_starts_nothing
     OK(etcdlock_mutex_free(inside.mutex));
     OK(etcdlock_mutex_free(inside.held));
     OK(etcdlock_session_close(inside.session, 20000));
+}
+
+struct slow {
+    struct event gate, began;
+    flag is_over;
+};
+
+static void is_slow(int32_t status, int64_t token, void *arg) {
+    struct slow *slow = (struct slow *)arg;
+    event_happened(&slow->began, status, token);
+    event_wait(&slow->gate, 1);
+    flag_set(&slow->is_over);
+}
+
+static void test_flushing_waits_for_a_callback_that_runs_and_a_slow_one_costs_no_lock(void) {
+    etcdlock_session *session = open_session();
+    etcdlock_mutex *mutex = new_mutex(session, fresh_name()), *other = new_mutex(session, fresh_name());
+    struct slow slow = {EVENT_INIT, EVENT_INIT, 0};
+    OK(etcdlock_mutex_lock_start(mutex, -1, is_slow, &slow, NULL));
+    event_wait(&slow.began, 1);
+    IS(ETCDLOCK_TIMEOUT, etcdlock_flush_callbacks(20));
+    OK(etcdlock_mutex_lock(other, PATIENCE_S * 1000));
+    OK(etcdlock_mutex_unlock(other));
+    CHECK(etcdlock_mutex_is_held(mutex) && !flag_is_set(&slow.is_over));
+    event_happened(&slow.gate, 0, 0);
+    OK(etcdlock_flush_callbacks(-1));
+    CHECK(flag_is_set(&slow.is_over));
+    OK(etcdlock_mutex_free(mutex));
+    OK(etcdlock_mutex_free(other));
+    OK(etcdlock_session_close(session, 20000));
 }
 
 static void test_a_loss_is_told_once_with_its_reason_and_never_after_a_release(void) {
@@ -917,6 +964,7 @@ static const struct {
     TEST(freeing_a_mutex_that_holds_releases_the_lock),
     TEST(a_mutex_outlives_the_handle_of_its_session),
     TEST(a_handle_that_is_null_freed_or_of_another_kind_gives_a_status),
+    TEST(a_stale_handle_does_not_reach_a_later_object),
     TEST(a_bad_argument_is_named_with_its_rule),
     TEST(options_are_set_one_by_one_and_checked_when_used),
     TEST(the_last_error_is_one_for_each_thread_and_stays_on_success),
@@ -925,6 +973,7 @@ static const struct {
     TEST(inspect_shows_holder_and_waiters_in_order),
     TEST(a_started_lock_calls_back_exactly_once_on_the_notify_thread),
     TEST(a_blocking_call_inside_a_callback_is_refused_and_starts_nothing),
+    TEST(flushing_waits_for_a_callback_that_runs_and_a_slow_one_costs_no_lock),
     TEST(a_loss_is_told_once_with_its_reason_and_never_after_a_release),
     TEST(a_key_deleted_or_a_lease_revoked_from_outside_is_told_and_the_session_goes_on),
     TEST(the_log_goes_to_the_callback_at_its_level_until_it_is_switched_off),
