@@ -306,7 +306,8 @@ impl Place {
         None
     }
 
-    /// Takes back a ticket of which it is not known whether it has entered, or ever will.
+    /// Takes back a ticket of which it is not known whether it has entered, or ever will. It hands
+    /// nothing over.
     async fn withdraw(&mut self, ticket: Ticket, lease: Arc<Lease>, session: Arc<SessionCore>) -> Option<Standing> {
         session.retire_keys();
         let entered = Entered { token: UNKNOWN, ahead: Ahead { revision: 0, keys: None } };
@@ -584,13 +585,14 @@ impl Place {
     async fn leave(&mut self, standing: Standing, mut reply: Option<oneshot::Sender<Result<()>>>) -> Option<Standing> {
         let mut retry = Retry::new();
         let mut sent_before = false;
+        let is_known = standing.token != UNKNOWN;
         let mut may_put = true;
         // Chosen once: a copy of the first request may be applied after the second was sent.
         let mut next: Option<Next> = None;
         // A next ticket of which it is not known whether it was put.
         let mut orphan: Option<Next> = None;
         loop {
-            if next.is_none() && may_put && !sent_before && self.anybody_waits() {
+            if next.is_none() && is_known && may_put && !sent_before && self.anybody_waits() {
                 next = self.waiters.front().and_then(|waiter| {
                     let lease = waiter.session.lease_now()?;
                     Some((waiter.session.ticket(&lease, &self.name, !standing.ticket.second), lease, waiter.session.clone()))
@@ -598,7 +600,7 @@ impl Place {
             }
             let leaving = Leaving {
                 ticket: &standing.ticket,
-                token: (standing.token != UNKNOWN).then_some(standing.token),
+                token: is_known.then_some(standing.token),
                 void: standing.doubtful && may_put,
                 next: next.as_ref().map(|(ticket, ..)| ticket),
             };

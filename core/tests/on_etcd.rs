@@ -344,7 +344,7 @@ fn row_20_a_full_database_is_a_clear_error_and_leaves_nothing() {
     let mut outside = Outside::of(&etcd);
     let hold = session.mutex("full").unwrap().lock().unwrap();
     let block = vec![b'x'; 200_000];
-    for n in 0.. {
+    for n in 0..200 {
         let put = outside.client.put(format!("block/{n}"), block.clone(), None);
         if outside.runtime.block_on(put).is_err() {
             break;
