@@ -28,8 +28,9 @@ test: setup test-core $(LANGUAGES:%=test-%)
 	@printf '\n== all tests passed\n'
 
 test-core: setup
-	$(call step,core: build,$(CARGO) build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock --lib --bins --examples)
+	$(call step,core: build,$(CARGO) build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock-cli -p etcdlock --lib --bins --examples)
 	$(call step,core: tests on memory and on a real etcd,$(CARGO) test --release --locked -p etcdlock -p etcdlock-rig -p etcdlock-demo)
+	$(call step,the command: tests,$(CARGO) test --release --locked -p etcdlock-cli)
 	$(call step,demo,tests/demo.sh > target/demo.log 2>&1 || { cat target/demo.log; exit 1; })
 
 $(LANGUAGES:%=test-%): test-%: setup test-core
@@ -42,7 +43,11 @@ lint: setup
 	@for language in $(LANGUAGES); do $(MAKE) --no-print-directory -C $$language lint || exit 1; done
 
 dist: setup
-	@mkdir -p dist
+	$(CARGO) build --release --locked -p etcdlock-cli
+	@mkdir -p dist/completions
+	@cp target/release/etcdlock dist/etcdlock && strip dist/etcdlock
+	@dist/etcdlock generate man > dist/etcdlock.1
+	@for shell in bash zsh fish; do dist/etcdlock generate $$shell > dist/completions/etcdlock.$$shell; done
 	@for language in $(LANGUAGES); do $(MAKE) --no-print-directory -C $$language dist || exit 1; done
 	@ls -lh dist dist/npm 2>/dev/null
 
