@@ -38,8 +38,9 @@ static uint64_t read_number(const char *path) {
 }
 
 static void write_number(const char *path, uint64_t number) {
-    FILE *file = fopen(path, "w");
-    if (file == NULL || fprintf(file, "%" PRIu64, number) < 0 || fclose(file) != 0) {
+    // In place and always ten digits: one step, so that a reader never finds half a number.
+    FILE *file = fopen(path, "r+");
+    if (file == NULL || fprintf(file, "%010" PRIu64, number) < 0 || fclose(file) != 0) {
         perror(path);
         exit(1);
     }

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <mutex>
 #include <string>
@@ -35,7 +36,8 @@ int main(int argc, char **argv) try {
         std::ifstream(file) >> value;
         value++;
         std::this_thread::sleep_for(microseconds(200));
-        std::ofstream(file) << value;
+        // In place and always ten digits: one step, so that a reader never finds half a number.
+        std::fstream(file, std::ios::in | std::ios::out) << std::setw(10) << std::setfill('0') << value;
 
         const auto token = lock ? std::to_string(mutex.token()) : "-";
         std::cout << "token=" << token << " value=" << value << " waited_us=" << waited.count() << std::endl;

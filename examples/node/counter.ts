@@ -9,7 +9,8 @@ import { connect, type Hold } from 'etcdlock'
 async function addOne(file: string): Promise<number> {
   const value = Number(await readFile(file, 'utf8').catch(() => '0')) + 1
   await sleep(1) // somebody else may come between: this is Node's shortest sleep
-  await writeFile(file, `${value}\n`)
+  // In place and always ten digits: one step, so that a reader never finds half a number.
+  await writeFile(file, String(value).padStart(10, '0'), { flag: 'r+' })
   return value
 }
 

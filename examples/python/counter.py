@@ -18,7 +18,9 @@ def main(target: str, path: str, rounds: str, how: str) -> None:
                 waited = (time.perf_counter() - start) * 1e6
                 value = int(file.read_text())
                 time.sleep(0.0002)
-                file.write_text(str(value + 1))
+                # In place and always ten digits: one step, so that a reader never finds half a number.
+                with file.open("r+") as digits:
+                    digits.write(f"{value + 1:010}")
                 token = hold.token if hold else "-"
                 print(f"token={token} value={value + 1} waited_us={waited:.0f}", flush=True)
 
