@@ -271,7 +271,7 @@ def test_a_grant_at_the_moment_of_the_cancellation_never_leaks(run: Run, target:
     async def main() -> None:
         dice = random.Random(11)
         async with aio.connect(target) as session:
-            mutex, granted = session.mutex(name), 0
+            mutex, granted, kept = session.mutex(name), 0, []
             for _ in range(200):
                 holder = await mutex.lock(timeout=20)
                 task = asyncio.create_task(_lock(mutex))
@@ -282,8 +282,9 @@ def test_a_grant_at_the_moment_of_the_cancellation_never_leaks(run: Run, target:
                 try:
                     await (await task).unlock()
                     granted += 1
-                except asyncio.CancelledError:
-                    pass
+                except asyncio.CancelledError as error:
+                    # Its traceback keeps everything alive that the call had.
+                    kept.append(error)
                 await unlocking
             async with mutex.lock(timeout=20):
                 pass
@@ -298,15 +299,16 @@ def test_a_result_that_is_there_but_not_yet_fetched_is_given_back(run: Run, targ
 
     async def main() -> None:
         async with aio.connect(target) as session, aio.connect(target) as other:
-            mutex = session.mutex(name)
+            mutex, kept = session.mutex(name), []
             for _ in range(20):
                 task = asyncio.create_task(_lock(mutex))
                 await asyncio.sleep(0)
                 # The loop is blocked here, so the grant can only have been noted.
                 until(lambda: mutex.is_held())
                 task.cancel()
-                with pytest.raises(asyncio.CancelledError):
+                with pytest.raises(asyncio.CancelledError) as raised:
                     await task
+                kept.append(raised.value)  # and all that its traceback keeps alive
                 async with other.mutex(name).lock(timeout=20):
                     assert not mutex.is_held()
 
