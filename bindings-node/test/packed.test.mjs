@@ -63,7 +63,7 @@ describe('the packed packages', () => {
     const file = join(folder, 'count')
     await writeFile(file, '0\n')
     const runs = await Promise.all(['counter.mjs', 'counter-ts.mjs'].map((program) => node(program, etcd, file, '25', 'lock')))
-    assert.equal(await readFile(file, 'utf8'), '50\n')
+    assert.equal(Number(await readFile(file, 'utf8')), 50)
     const rows = runs.flatMap(({ stdout }) => stdout.trim().split('\n')).map((line) => /^token=(\d+) value=(\d+) waited_us=\d+$/.exec(line))
     assert.ok(rows.every(Boolean))
     rows.sort((a, b) => a[2] - b[2])
