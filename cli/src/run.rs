@@ -81,24 +81,32 @@ impl Say {
     }
 }
 
-/// Signals are blocked, and taken one by one by a thread. The command gets an empty mask from
-/// `std::process`.
-fn listen_for_signals(events: &Sender<Event>) -> nix::Result<()> {
-    let mut set = SigSet::empty();
-    PASSED_ON.iter().for_each(|signal| set.add(*signal));
-    let mut blocked = set;
-    // Blocked only: else taking the terminal back from the command would stop us.
-    blocked.add(Signal::SIGTTOU);
-    blocked.thread_block()?;
+/// Signals are caught, not blocked: in an interpreter there are other threads that would take them.
+fn listen_for_signals(events: &Sender<Event>) -> std::io::Result<()> {
+    // Else taking the terminal back from the command would stop us.
+    let mut stops = SigSet::empty();
+    stops.add(Signal::SIGTTOU);
+    stops.thread_block()?;
+    let ignored = ignored_signals();
+    let caught = PASSED_ON.iter().map(|signal| *signal as i32).filter(|number| ignored & (1 << (number - 1)) == 0);
+    let mut signals = signal_hook::iterator::Signals::new(caught)?;
     let events = events.clone();
     std::thread::spawn(move || {
-        while let Ok(signal) = set.wait() {
+        for number in signals.forever() {
+            let Ok(signal) = Signal::try_from(number) else { continue };
             if events.send(Event::Signal(signal)).is_err() {
                 return;
             }
         }
     });
     Ok(())
+}
+
+/// What the caller told us to ignore, as `nohup` does, is ignored by the command too.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
 struct Runner<'a> {

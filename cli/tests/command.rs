@@ -249,6 +249,21 @@ fn a_signal_reaches_the_command_once() {
 }
 
 #[test]
+fn what_nohup_ignores_is_ignored_by_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let go = folder.path().join("go");
+    let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.02; done; exit 4", go.display());
+    let mut nohup = Command::new("nohup");
+    nohup.arg(env!("CARGO_BIN_EXE_etcdlock")).args(["run", "nohup", "--", "sh", "-c", &script]);
+    nohup.env("ETCDLOCK_ENDPOINTS", etcd().endpoint()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = nohup.spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    signal(&child, Signal::SIGHUP);
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+}
+
+#[test]
 fn ctrl_c_on_a_terminal_reaches_the_command_once() {
     if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
         println!("SKIPPED: util-linux's script is not installed, so there is no terminal");
