@@ -122,8 +122,9 @@ int main(int argc, char **argv) {
            "memory %ld KiB, then %ld, %ld, %ld\n",
            target[0] != '\0' ? target : "etcd", locks, sessions, failures, start.threads, start.descriptors, start.leases, memory,
            after_locks, after_sessions, at_last);
-    /* Flat: what 100 bytes for each would be, is not there. */
-    if (getenv("ETCDLOCK_MEMCHECK") == NULL) /* whose allocator keeps what is freed */
-        CHECK(at_last - memory < 4096);
+    /* Flat: a leak of 1 KiB a session would be more. In memory: the timer of a lease stays for its TTL, and valgrind's
+     * allocator keeps what is freed. */
+    const long most = strncmp(target, "memory:", 7) == 0 ? 8192 : 4096;
+    CHECK(at_last - memory < most || getenv("ETCDLOCK_MEMCHECK") != NULL);
     return 0;
 }
