@@ -45,8 +45,8 @@ def is_held() -> None:
     say("hold.is_held() (aim: under 150 ns)", f"{call * 1e9:.0f} ns")
 
 
-def in_python(rounds: int) -> list[float]:
-    with etcdlock.connect(ENDPOINT, ttl=10) as session:
+def in_python(target: str, rounds: int) -> list[float]:
+    with etcdlock.connect(target, ttl=10) as session:
         mutex = session.mutex("/bench/python")
         took = []
         for _ in range(rounds):
@@ -67,9 +67,9 @@ async def in_asyncio(rounds: int) -> list[float]:
         return took
 
 
-def in_rust(rounds: int) -> list[float]:
+def in_rust(target: str, rounds: int) -> list[float]:
     peer = ROOT / "target" / "release" / "examples" / "peer"
-    command = [str(peer), "rounds", ENDPOINT, "/bench/rust", str(rounds)]
+    command = [str(peer), "rounds", target, "/bench/rust", str(rounds)]
     out = subprocess.run(command, input="go\n", capture_output=True, text=True, check=True).stdout
     return [int(line.split()[2]) / 1000 for line in out.splitlines() if line.startswith("enter")]
 
@@ -78,14 +78,19 @@ def round_trips() -> None:
     rust, python, tasks = [], [], []
     # In turns, because a shared machine is not equally fast all the time.
     for _ in range(5):
-        rust += in_rust(ROUNDS // 5)
-        python += in_python(ROUNDS // 5)
+        rust += in_rust(ENDPOINT, ROUNDS // 5)
+        python += in_python(ENDPOINT, ROUNDS // 5)
         tasks += asyncio.run(in_asyncio(ROUNDS // 5))
     base = statistics.median(rust)
     say(f"lock + unlock in Rust, median of {len(rust)}", f"{base:.0f} µs")
     for what, took in (("Python (aim: within 60 µs of Rust)", python), ("asyncio", tasks)):
         median = statistics.median(took)
         say(f"lock + unlock in {what}, median of {len(took)}", f"{median:.0f} µs, {median - base:+.0f}")
+
+
+def the_binding_alone() -> None:
+    rust, python = statistics.median(in_rust("memory:", ROUNDS)), statistics.median(in_python("memory:", ROUNDS))
+    say("the same in memory, which is the binding alone", f"Rust {rust:.1f} µs, Python {python:.1f} µs, {python - rust:+.1f}")
 
 
 def waiting_threads(count: int) -> None:
@@ -139,5 +144,6 @@ if __name__ == "__main__":
     wheel_size()
     is_held()
     round_trips()
+    the_binding_alone()
     waiting_threads(1000)
     asyncio.run(waiting_tasks(10_000))
