@@ -1,7 +1,8 @@
 // The packages as npm gives them to users: `make dist`, installed into an empty folder.
 
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { cp, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -30,7 +31,7 @@ describe('the packed packages', () => {
   it('contain what they should, and nothing that runs at installation', async () => {
     assert.deepEqual((await readdir(join(folder, 'node_modules'))).filter((name) => !name.startsWith('.')).sort(), ['etcdlock', 'etcdlock-linux-x64-gnu'])
     const main = (await readdir(join(folder, 'node_modules/etcdlock'))).sort()
-    assert.deepEqual(main, ['LICENSE-APACHE', 'LICENSE-MIT', 'README.md', 'index.d.mts', 'index.d.ts', 'index.js', 'index.mjs', 'native.js', 'package.json'])
+    assert.deepEqual(main, ['LICENSE-APACHE', 'LICENSE-MIT', 'README.md', 'command.js', 'index.d.mts', 'index.d.ts', 'index.js', 'index.mjs', 'native.js', 'package.json'])
     for (const name of ['etcdlock', 'etcdlock-linux-x64-gnu']) {
       const manifest = JSON.parse(await readFile(join(folder, 'node_modules', name, 'package.json'), 'utf8'))
       assert.equal(manifest.scripts, undefined)
@@ -71,6 +72,19 @@ describe('the packed packages', () => {
     for (let n = 1; n < rows.length; n++) assert.ok(BigInt(rows[n][1]) > BigInt(rows[n - 1][1]), 'tokens rise with the values')
     const { stdout } = await node('counter.mjs', etcd, file, '1', 'nolock')
     assert.equal(stdout, 'token=- value=51 waited_us=0\n')
+  })
+
+  it('bring the command, which passes on its exit code and its signals', async () => {
+    const command = join(folder, 'node_modules/.bin/etcdlock')
+    const env = { ...process.env, ETCDLOCK_ENDPOINTS: etcd }
+    const { stdout } = await exec(command, ['run', 'npx', '--', 'sh', '-c', 'echo $ETCDLOCK_NAME'], { env })
+    assert.equal(stdout, 'npx\n')
+    const failed = await exec(command, ['run', 'npx', '--', 'sh', '-c', 'exit 3'], { env }).catch((error) => error)
+    assert.equal(failed.code, 3)
+    const running = spawn(command, ['run', 'npx', '--', 'sh', '-c', 'trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'], { env })
+    await once(running.stdout, 'data')
+    running.kill('SIGTERM')
+    assert.deepEqual(await once(running, 'exit'), [9, null])
   })
 
   it('say what is missing where there is no native part', async () => {

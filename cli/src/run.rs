@@ -2,8 +2,9 @@
 //! when the whole group is gone.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -248,6 +249,9 @@ impl Runner<'_> {
             .args(args)
             .env("ETCDLOCK_NAME", &self.run.name)
             .env("ETCDLOCK_TOKEN", hold.token().to_string())
+            .stdin(ours(std::io::stdin()))
+            .stdout(ours(std::io::stdout()))
+            .stderr(ours(std::io::stderr()))
             .process_group(0)
             .spawn();
         let group = match child {
@@ -315,6 +319,11 @@ impl Runner<'_> {
         let _ = killpg(group, Signal::SIGCONT);
         Instant::now() + self.run.kill_after
     }
+}
+
+/// A copy of one of our own streams. Node marks those as not to be inherited; a copy is.
+fn ours(stream: impl AsFd) -> Stdio {
+    stream.as_fd().try_clone_to_owned().map_or_else(|_| Stdio::inherit(), Stdio::from)
 }
 
 fn holder(queue: &[Contender]) -> Option<String> {
