@@ -16,6 +16,8 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use super::_command;
+    #[pymodule_export]
     use crate::asynchronous::{_connect, Call};
     #[pymodule_export]
     use crate::errors::_error_kinds;
@@ -32,6 +34,13 @@ mod _native {
         module.add("__version__", etcdlock::VERSION)?;
         super::start(module.py())
     }
+}
+
+/// The command etcdlock, for `python -m etcdlock`: runs the arguments (without the program's name) and
+/// returns the exit code.
+#[pyfunction]
+fn _command(py: Python<'_>, args: Vec<String>) -> i32 {
+    lifetime::detached(py, || etcdlock_cli::run(std::iter::once("etcdlock".to_owned()).chain(args).map(Into::into)))
 }
 
 fn start(py: Python<'_>) -> PyResult<()> {

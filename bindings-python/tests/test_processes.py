@@ -335,3 +335,20 @@ def test_a_process_ends_cleanly_in_any_state_twenty_times(etcd: Etcd, name: str,
     with ThreadPoolExecutor(4) as pool:
         took = sorted(pool.map(once, range(20)))
     print(f"20 exits {state}: median {took[10]:.2f} s, slowest {took[-1]:.2f} s")
+
+
+def test_the_module_is_the_command(etcd: Etcd) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "etcdlock", "run", "python-m", "--", "sh", "-c"]
+    env = {**os.environ, "ETCDLOCK_ENDPOINTS": etcd.endpoint}
+    done = subprocess.run([*command, "echo $ETCDLOCK_NAME; exit 3"], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "python-m\n", "")
+    script = 'trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'
+    with subprocess.Popen([*command, script], env=env, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 9

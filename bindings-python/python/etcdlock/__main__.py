@@ -1,0 +1,14 @@
+"""python -m etcdlock run NAME -- COMMAND: the same program as the command etcdlock."""
+
+import sys
+
+from etcdlock._native import _command
+
+
+def main() -> int:
+    """Runs the command line of this process and returns its exit code."""
+    return _command(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
