@@ -81,10 +81,17 @@ describe('the packed packages', () => {
     assert.equal(stdout, 'npx\n')
     const failed = await exec(command, ['run', 'npx', '--', 'sh', '-c', 'exit 3'], { env }).catch((error) => error)
     assert.equal(failed.code, 3)
-    const running = spawn(command, ['run', 'npx', '--', 'sh', '-c', 'trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'], { env })
-    await once(running.stdout, 'data')
-    running.kill('SIGTERM')
-    assert.deepEqual(await once(running, 'exit'), [9, null])
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGUSR1']) {
+      const script = `trap 'exit 9' ${signal.slice(3)}; echo ready; while :; do sleep 0.05; done`
+      const running = spawn(command, ['run', 'npx', '--', 'sh', '-c', script], { env })
+      try {
+        await once(running.stdout, 'data')
+        running.kill(signal)
+        assert.deepEqual(await once(running, 'exit'), [9, null])
+      } finally {
+        running.kill('SIGKILL')
+      }
+    }
   })
 
   it('say what is missing where there is no native part', async () => {

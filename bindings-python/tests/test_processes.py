@@ -347,8 +347,9 @@ def test_the_module_is_the_command(etcd: Etcd) -> None:
     env = {**os.environ, "ETCDLOCK_ENDPOINTS": etcd.endpoint}
     done = subprocess.run([*command, "echo $ETCDLOCK_NAME; exit 3"], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (3, "python-m\n", "")
-    script = 'trap "exit 9" TERM; echo ready; while :; do sleep 0.05; done'
-    with subprocess.Popen([*command, script], env=env, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None and running.stdout.readline() == "ready\n"
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 9
+    script = 'trap "exit 9" TERM INT; echo ready; while :; do sleep 0.05; done'
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        with subprocess.Popen([*command, script], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None and running.stdout.readline() == "ready\n"
+            running.send_signal(sent)
+            assert running.communicate(timeout=60) == ("", "") and running.returncode == 9

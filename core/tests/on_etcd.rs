@@ -121,6 +121,30 @@ fn each_call_costs_exactly_its_requests() {
 }
 
 #[test]
+fn row_17_of_64_threads_that_try_one_wins_and_the_others_write_nothing() {
+    let etcd = Etcd::start();
+    let sessions = [connect(&etcd, 60), connect_apart(&etcd, 60)];
+    let mut outside = Outside::of(&etcd);
+    let revision = outside.revision();
+    let start = std::sync::Barrier::new(64);
+    let holds: Vec<Hold> = std::thread::scope(|scope| {
+        let tries: Vec<_> = (0..64)
+            .map(|n| {
+                let (session, start) = (&sessions[n % 2], &start);
+                scope.spawn(move || {
+                    let mutex = session.mutex("row17").unwrap();
+                    start.wait();
+                    mutex.try_lock().unwrap()
+                })
+            })
+            .collect();
+        tries.into_iter().filter_map(|tried| tried.join().unwrap()).collect()
+    });
+    assert_eq!(holds.len(), 1);
+    assert_eq!(outside.revision(), revision + 1, "the winner's key, and nothing else");
+}
+
+#[test]
 fn many_rounds_leave_etcds_index_small() {
     // A key that was deleted stays in etcd's index until a compaction, and slows every look at the
     // queue. So the same few keys are used again and again.
