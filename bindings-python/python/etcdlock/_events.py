@@ -33,9 +33,11 @@ def _run() -> None:
 
 def log(level: int, text: str) -> None:
     """Hands a record to logging. A program that never imported logging does not want it."""
-    logging = sys.modules.get("logging")
-    if logging is None:
+    if "logging" not in sys.modules:
         return
+    # Not what sys.modules has: another thread may be in the middle of importing it. This waits for that.
+    import logging
+
     logger = logging.getLogger("etcdlock")
     if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
         # Without any handler logging would print warnings itself.
