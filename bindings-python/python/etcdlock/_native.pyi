@@ -14,6 +14,7 @@ __all__ = [
     "Stats",
     "__version__",
     "_at_exit",
+    "_command",
     "_connect",
     "_error_kinds",
     "_next_event",
