@@ -33,7 +33,7 @@ impl HoldCore {
     /// A hold that was released can no longer be lost.
     pub(crate) fn lose(&self, loss: Loss) {
         if !self.is_released() && self.lost.lose(loss.clone()) {
-            self.session.stats.lost(&loss);
+            self.session.stats.hold_lost();
             tracing::warn!(target: "etcdlock::loss", name = &*self.name, token = self.token, reason = %loss, "hold lost");
         }
     }

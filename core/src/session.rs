@@ -500,7 +500,7 @@ impl Counters {
         self.locks.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn lost(&self, _loss: &Loss) {
+    pub(crate) fn hold_lost(&self) {
         self.holds_lost.fetch_add(1, Ordering::Relaxed);
     }
 
