@@ -1,18 +1,113 @@
-//! Throw-away etcd servers on free loopback ports.
+//! Throw-away etcd servers on free loopback ports: one ([`Etcd`]), three that are a [`Cluster`], and
+//! a [`Proxy`] that does to their connections what bad networks do.
 
+mod cluster;
+mod proxy;
+
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+pub use cluster::Cluster;
+pub use proxy::{Direction, Fault, Proxy};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One etcd server with an empty database. It ends when this is dropped, and also when this
 /// process dies in any other way.
 pub struct Etcd {
+    server: Server,
+    ports: Ports,
+}
+
+impl Etcd {
+    /// Starts a server and waits until it answers.
+    pub fn start() -> Etcd {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server with more arguments. With `--cert-file` it serves clients by TLS.
+    pub fn start_with(args: &[&str]) -> Etcd {
+        let ports = Ports::free();
+        let peer = format!("http://127.0.0.1:{}", ports.peer);
+        let mut all = ports.args(&peer, &ports.client_url(args));
+        all.extend(["--initial-cluster".to_owned(), format!("default={peer}")]);
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let etcd = Etcd { server: Server::start(all), ports };
+        etcd.wait_until_healthy();
+        etcd
+    }
+
+    /// `127.0.0.1:PORT`, for clients.
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.client)
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> u32 {
+        self.server.pid
+    }
+
+    /// Kills the server without a word; its data stays.
+    pub fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    /// Starts the server again on its port and data, after [`kill`](Self::kill).
+    pub fn start_again(&mut self) {
+        self.server.start_again();
+        self.wait_until_healthy();
+    }
+
+    /// Stops the server's process (SIGSTOP): connections stay, nothing answers.
+    pub fn stop(&self) {
+        self.server.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn cont(&self) {
+        self.server.signal(Signal::SIGCONT);
+    }
+
+    /// Runs `etcdctl` on this server and returns what it printed; `None` where there is no etcdctl.
+    pub fn etcdctl(&self, args: &[&str]) -> Option<String> {
+        run(self.etcdctl_command()?.args(args))
+    }
+
+    /// A command line that starts with `etcdctl --endpoints …`.
+    pub fn etcdctl_command(&self) -> Option<Command> {
+        etcdctl(&self.endpoint())
+    }
+
+    fn wait_until_healthy(&self) {
+        self.server.wait_until(&self.endpoint(), || is_healthy(self.ports.metrics));
+    }
+}
+
+fn run(command: &mut Command) -> Option<String> {
+    let output = command.output().expect("etcdctl runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn etcdctl(endpoints: &str) -> Option<Command> {
+    let mut command = Command::new(find("etcdctl")?);
+    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints]);
+    Some(command)
+}
+
+/// An etcd process with its data.
+struct Server {
     keeper: Child,
     pid: u32,
-    port: u16,
-    peer_port: u16,
     args: Vec<String>,
     data: tempfile::TempDir,
 }
@@ -21,107 +116,123 @@ pub struct Etcd {
 /// or when the rig is gone.
 const KEEPER: &str = r#""$@" & pid=$!; echo $pid; read -r _; kill -CONT $pid; kill -KILL $pid; wait $pid 2>/dev/null; exit 0"#;
 
-impl Etcd {
-    /// Starts a server and waits until it answers.
-    pub fn start() -> Etcd {
-        Self::start_with(&[])
-    }
-
-    /// Starts a server with more arguments.
-    pub fn start_with(args: &[&str]) -> Etcd {
+impl Server {
+    fn start(args: Vec<String>) -> Server {
         let data = tempfile::Builder::new().prefix("etcdlock-etcd-").tempdir().expect("a folder for etcd's data");
-        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let (port, peer_port) = (free_port(), free_port());
-        let (keeper, pid) = spawn(data.path(), port, peer_port, &args);
-        let etcd = Etcd { keeper, pid, port, peer_port, args, data };
-        etcd.wait_until_healthy();
-        etcd
+        let (keeper, pid) = Self::spawn(&data, &args);
+        Server { keeper, pid, args, data }
     }
 
-    /// `127.0.0.1:PORT`, for clients.
-    pub fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+    fn spawn(data: &tempfile::TempDir, args: &[String]) -> (Child, u32) {
+        let etcd = find("etcd").expect("etcd is not installed: run `make setup`, or put etcd on the PATH");
+        let mut keeper = Command::new("sh")
+            .args(["-c", KEEPER, "etcd-keeper"])
+            .arg(etcd)
+            .arg("--data-dir")
+            .arg(data.path().join("etcd"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(data.path().join("log")).map_or(Stdio::null(), Stdio::from))
+            .spawn()
+            .expect("sh starts etcd");
+        let mut pid = String::new();
+        BufReader::new(keeper.stdout.take().expect("a pipe")).read_line(&mut pid).expect("the process id");
+        (keeper, pid.trim().parse().expect("a process id"))
     }
 
-    /// The server's process id.
-    pub fn pid(&self) -> u32 {
-        self.pid
+    fn start_again(&mut self) {
+        self.kill();
+        (self.keeper, self.pid) = Self::spawn(&self.data, &self.args);
     }
 
-    /// Kills the server without a word; its data stays.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) {
         let _ = self.keeper.stdin.take().map(|mut pipe| pipe.write_all(b"\n"));
         let _ = self.keeper.wait();
     }
 
-    /// Starts the server again on its port and data, after [`kill`](Self::kill).
-    pub fn start_again(&mut self) {
-        (self.keeper, self.pid) = spawn(self.data.path(), self.port, self.peer_port, &self.args);
-        self.wait_until_healthy();
-    }
-
-    /// Runs `etcdctl` on this server and returns what it printed; `None` where there is no etcdctl.
-    pub fn etcdctl(&self, args: &[&str]) -> Option<String> {
-        let output = self.etcdctl_command()?.args(args).output().expect("etcdctl runs");
-        assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Some(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// A command line that starts with `etcdctl --endpoints …`.
-    pub fn etcdctl_command(&self) -> Option<Command> {
-        let mut command = Command::new(find("etcdctl")?);
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.endpoint()]);
-        Some(command)
-    }
-
-    fn wait_until_healthy(&self) {
-        let until = Instant::now() + Duration::from_secs(30);
-        while !self.is_healthy() {
-            assert!(Instant::now() < until, "etcd at {} does not answer", self.endpoint());
-            std::thread::sleep(Duration::from_millis(20));
+    fn signal(&self, signal: Signal) {
+        // Never the pid of another process: only the keeper waits for it, and the keeper lives.
+        if self.keeper.stdin.is_some() {
+            let _ = kill(Pid::from_raw(self.pid.cast_signed()), signal);
         }
     }
 
-    fn is_healthy(&self) -> bool {
-        let ask = || {
-            let mut stream = TcpStream::connect(self.endpoint())?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            std::io::Result::Ok(answer.contains(r#""health":"true""#))
-        };
-        ask().unwrap_or(false)
+    fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !is_so() {
+            if Instant::now() > until {
+                let log = std::fs::read_to_string(self.data.path().join("log")).unwrap_or_default();
+                let last: Vec<_> = log.lines().rev().take(10).collect();
+                panic!("etcd at {what} does not answer; its last words, newest first:\n{}", last.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
-impl Drop for Etcd {
+impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
-fn spawn(data: &Path, port: u16, peer_port: u16, args: &[String]) -> (Child, u32) {
-    let etcd = find("etcd").expect("etcd is not installed: run `make setup`, or put etcd on the PATH");
-    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
-    let mut keeper = Command::new("sh")
-        .args(["-c", KEEPER, "etcd-keeper"])
-        .arg(etcd)
-        .arg("--data-dir")
-        .arg(data)
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}")])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(data.with_extension("log")).map_or(Stdio::null(), Stdio::from))
-        .spawn()
-        .expect("sh starts etcd");
-    let mut pid = String::new();
-    BufReader::new(keeper.stdout.take().expect("a pipe")).read_line(&mut pid).expect("the process id");
-    let _ = std::fs::remove_file(data.with_extension("log"));
-    (keeper, pid.trim().parse().expect("a process id"))
+/// The ports of one server.
+#[derive(Clone, Copy)]
+struct Ports {
+    client: u16,
+    peer: u16,
+    /// Plain HTTP, whatever the others speak.
+    metrics: u16,
+}
+
+impl Ports {
+    fn free() -> Ports {
+        Ports { client: free_port(), peer: free_port(), metrics: free_port() }
+    }
+
+    fn client_url(&self, args: &[&str]) -> String {
+        let scheme = if args.contains(&"--cert-file") { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client)
+    }
+
+    /// Arguments that are the same for every server; `peer` and `client` are what others are told.
+    fn args(&self, peer: &str, client: &str) -> Vec<String> {
+        let own_client = client.split_once("://").map_or("http", |(scheme, _)| scheme);
+        let pairs = [
+            ("--listen-client-urls", format!("{own_client}://127.0.0.1:{}", self.client)),
+            ("--advertise-client-urls", client.to_owned()),
+            ("--listen-peer-urls", format!("http://127.0.0.1:{}", self.peer)),
+            ("--initial-advertise-peer-urls", peer.to_owned()),
+            ("--listen-metrics-urls", format!("http://127.0.0.1:{}", self.metrics)),
+        ];
+        pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+}
+
+fn is_healthy(metrics: u16) -> bool {
+    http(metrics, "GET /health", "").is_some_and(|answer| answer.contains(r#""health":"true""#))
+}
+
+/// One HTTP request on the loopback; `None` without an answer within 2 s.
+fn http(port: u16, what: &str, body: &str) -> Option<String> {
+    let ask = || {
+        let limit = Some(Duration::from_secs(2));
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(limit)?;
+        let length = body.len();
+        write!(stream, "{what} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = ask().ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
+/// One request to etcd's JSON gateway.
+fn gateway(client: u16, path: &str, body: &Value) -> Option<Value> {
+    serde_json::from_str(&http(client, &format!("POST /v3/{path}"), &body.to_string())?).ok()
 }
 
 /// A program from `$NAME_BIN` (such as `$ETCD_BIN`), the PATH, or the project's own `.venv`.
@@ -134,8 +245,17 @@ pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain([venv]).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A loopback port that nobody listens on now.
+/// A loopback port that nobody listens on now. It is below those that the system gives to outgoing
+/// connections, so that it stays free until it is used.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+    static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // The system's own choice is as random as needed.
+    let seed = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    loop {
+        let port = 10_000 + seed().expect("a free port").port() % 22_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && given.insert(port) {
+            return port;
+        }
+    }
 }
