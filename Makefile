@@ -12,11 +12,12 @@ RUST := etcdlock etcdlock-cli etcdlock-rig etcdlock-demo etcdlock-bench
 # Prints what a step is and how long it took.
 step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"; start=$$SECONDS; $(2) && printf '== %s: done in %ss\n' "$(1)" "$$((SECONDS - start))"
 
-.PHONY: help setup demo build test test-core lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
+.PHONY: help setup demo build test test-core test-suite lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
 
 help:
 	@echo "make demo    several programs share one counter on a throw-away etcd"
 	@echo "make test    everything, from a fresh clone"
+	@echo "make test-suite   one suite for every language and every pair of them (part of make test)"
 	@echo "make lint    formatters and linters, warnings denied"
 	@echo "make dist    packages of every language, into dist/"
 	@echo "make bench   figures beside a plain put and beside etcd's Go client"
@@ -27,7 +28,7 @@ setup:
 demo: setup
 	@tests/demo.sh
 
-test: setup test-core $(LANGUAGES:%=test-%)
+test: setup test-core $(LANGUAGES:%=test-%) test-suite
 	@printf '\n== all tests passed\n'
 
 test-core: setup
@@ -38,6 +39,13 @@ test-core: setup
 
 $(LANGUAGES:%=test-%): test-%: setup test-core
 	$(call step,$*: tests,$(MAKE) --no-print-directory -C $* test)
+
+# After the languages, whose builds it uses.
+ifneq ($(filter test,$(MAKECMDGOALS)),)
+test-suite: $(LANGUAGES:%=test-%)
+endif
+test-suite: setup
+	$(call step,one suite for every language and every pair,python3 tests/suite/run.py $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)"))
 
 lint: setup
 	$(call step,rustfmt,$(CARGO) fmt --all --check)
