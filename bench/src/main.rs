@@ -66,7 +66,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut results = Vec::new();
     let mut put_medians = [f64::NAN; 2];
-    for work in &WORK {
+    let only = std::env::var("ONLY").unwrap_or_default();
+    for work in WORK.iter().filter(|work| work.what == "put" || work.name.contains(&only)) {
         let mut figures: Vec<Vec<Figures>> = clients.iter().map(|_| Vec::new()).collect();
         for turn in 0..turns {
             for (i, client) in clients.iter().enumerate() {

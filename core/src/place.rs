@@ -376,10 +376,12 @@ impl Place {
                 if keys.is_empty() {
                     return Turn::Ours(standing);
                 }
-                // Far back, one ticket is followed: the one whose going brings us near the head.
-                want = match keys.get(NEAR) {
-                    Some(key) => Some(Follow::Ticket(key.clone())),
-                    None => Some(Follow::Queue(self.name.clone())),
+                // In a long queue the one just ahead is followed, and a look tells the rest. When the
+                // same processes come again and again, that is the same key each time, and the watch
+                // is there already.
+                want = match &keys[..] {
+                    [nearest, ..] if keys.len() > NEAR => Some(Follow::Ticket(nearest.clone())),
+                    _ => Some(Follow::Queue(self.name.clone())),
                 };
             }
             if let Some(want) = want
@@ -404,16 +406,14 @@ impl Place {
                     }
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
                     Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost(standing),
-                    Change::Gone { key, .. } => {
+                    Change::Gone { key, revision } => {
                         // Without the list a look is due, and it will know of this.
                         let Some(keys) = &mut standing.ahead.keys else { continue };
-                        let was_far = keys.len() > NEAR;
-                        keys.retain(|ahead| *ahead != key);
-                        if was_far {
-                            // Follow the whole queue from now on; its first word leads to a look.
-                            self.follow(Follow::Queue(self.name.clone()));
-                            standing.ahead.keys = None;
-                            probe = FIRST_PROBE;
+                        if keys.len() > NEAR {
+                            standing.ahead = Ahead { revision, keys: None };
+                            look_at = Instant::now();
+                        } else {
+                            keys.retain(|ahead| *ahead != key);
                         }
                     }
                 },
@@ -452,10 +452,14 @@ impl Place {
     fn follow(&mut self, what: Follow) -> bool {
         let is_new = self.following.as_ref().is_none_or(|following| following.what != what);
         if is_new {
-            let changes = self.service.store.follow(what.clone());
-            self.following = Some(Following { what, changes, since: None, proven: false, started: Instant::now() });
+            self.following = Some(self.start_following(what));
         }
         is_new
+    }
+
+    fn start_following(&self, what: Follow) -> Following {
+        let changes = self.service.store.follow(what.clone());
+        Following { what, changes, since: None, proven: false, started: Instant::now() }
     }
 
     // ---- hold ------------------------------------------------------------------------------
@@ -495,38 +499,37 @@ impl Place {
 
     /// Waits until the hold is released or lost.
     async fn held(&mut self, standing: &Standing, core: &Arc<HoldCore>) -> Ended {
-        let whole_queue = Follow::Queue(self.name.clone());
-        if self.following.as_ref().is_some_and(|following| following.what != whole_queue) {
-            self.following = None;
-        }
+        // Our own key is followed with the whole queue, or alone.
+        let mut own = None;
+        let with_queue = self.following.as_ref().is_some_and(|following| matches!(following.what, Follow::Queue(_)));
         let start = Instant::now();
         let max_hold = standing.session.options.max_hold;
         // What our own transaction, or an ordered event, has told us about our key.
         let mut seen = standing.ahead.revision;
         let mut checking: Option<oneshot::Receiver<Result<Look, Trouble>>> = None;
-        let ended = loop {
+        loop {
             tokio::select! {
                 biased;
                 loss = standing.lease.lost.lost() => {
                     core.lose(loss);
-                    break Ended::Lost;
+                    return Ended::Lost;
                 }
                 // A guarded write was refused.
-                _ = core.lost.lost() => break Ended::Lost,
+                _ = core.lost.lost() => return Ended::Lost,
                 command = self.inbox.recv() => match command {
-                    Some(Command::Release { token, reply }) if token == standing.token => break Ended::Released(reply),
+                    Some(Command::Release { token, reply }) if token == standing.token => return Ended::Released(reply),
                     Some(command) => {
                         self.take(command, true);
                         self.waiters.retain(|waiter| !waiter.is_gone());
                         self.gave_up.clear();
                     }
-                    None => break Ended::Released(None),
+                    None => return Ended::Released(None),
                 },
-                change = next_change(&mut self.following) => match change {
+                change = next_change(if with_queue { &mut self.following } else { &mut own }) => match change {
                     Change::Since(revision) if revision > seen => checking = Some(self.check(standing)),
                     Change::Gone { key, revision } if key == standing.ticket.key && revision > standing.token => {
                         core.lose(Loss::KeyDeleted);
-                        break Ended::Lost;
+                        return Ended::Lost;
                     }
                     _ => {}
                 },
@@ -535,25 +538,21 @@ impl Place {
                     match checked {
                         Ok(look) if !look.present && look.ahead.revision >= standing.token => {
                             core.lose(Loss::KeyDeleted);
-                            break Ended::Lost;
+                            return Ended::Lost;
                         }
                         Ok(look) => seen = seen.max(look.ahead.revision),
                         Err(_) => checking = Some(self.check(standing)),
                     }
                 },
-                _ = sleep_until(start + LASTS), if self.following.is_none() => {
-                    self.follow(Follow::Ticket(standing.ticket.key.clone()));
+                _ = sleep_until(start + LASTS), if !with_queue && own.is_none() => {
+                    own = Some(self.start_following(Follow::Ticket(standing.ticket.key.clone())));
                 }
                 _ = sleep_until(start + max_hold.unwrap_or_default()), if max_hold.is_some() => {
                     core.lose(Loss::MaxHold);
-                    break Ended::Released(None);
+                    return Ended::Released(None);
                 }
             }
-        };
-        if self.following.as_ref().is_some_and(|following| following.what != whole_queue) {
-            self.following = None;
         }
-        ended
     }
 
     /// Looks whether our ticket is still there, without keeping the inbox waiting.

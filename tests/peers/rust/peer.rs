@@ -57,6 +57,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         other => return Err(format!("unknown: {other}").into()),
     }
     out.flush()?;
+    if std::env::var_os("PEER_STATS").is_some() {
+        eprintln!("{:?}", session.stats());
+    }
     session.close(Duration::from_secs(5))?;
     Ok(())
 }
