@@ -360,6 +360,8 @@ impl Place {
         }
         let mut retry = Retry::new();
         let mut probe = FIRST_PROBE;
+        // A change that we have heard and that a look has to know.
+        let mut heard = None;
         let mut look_at = Instant::now() + if standing.ahead.keys.is_some() { RE_READ } else { Duration::ZERO };
         loop {
             if !standing.ahead.is_nobody() {
@@ -401,6 +403,7 @@ impl Place {
                             // What happened up to there was not heard, our own ticket's end
                             // included. Without a list no event can make the lock ours.
                             standing.ahead.keys = None;
+                            heard = Some(revision);
                             look_at = Instant::now();
                         }
                     }
@@ -411,6 +414,7 @@ impl Place {
                         let Some(keys) = &mut standing.ahead.keys else { continue };
                         if keys.len() > NEAR {
                             standing.ahead = Ahead { revision, keys: None };
+                            heard = Some(revision);
                             look_at = Instant::now();
                         } else {
                             keys.retain(|ahead| *ahead != key);
@@ -418,7 +422,7 @@ impl Place {
                     }
                 },
                 Some(command) = self.inbox.recv() => self.take(command, true),
-                _ = sleep_until(look_at) => match self.service.store.look(&standing.ticket, standing.token).await {
+                _ = sleep_until(look_at) => match self.service.store.look(&standing.ticket, standing.token, heard.take()).await {
                     Ok(Look { present, ahead }) => {
                         self.service.note_trouble(None);
                         let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
@@ -560,7 +564,7 @@ impl Place {
         let (tx, rx) = oneshot::channel();
         let (store, ticket, token) = (self.service.store.clone(), standing.ticket.clone(), standing.token);
         self.service.env.spawn(async move {
-            let answer = store.look(&ticket, token).await;
+            let answer = store.look(&ticket, token, None).await;
             if answer.is_err() {
                 sleep(RETRY_AT_FIRST).await;
             }

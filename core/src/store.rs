@@ -46,7 +46,7 @@ pub(crate) struct Entered {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ahead {
     pub(crate) revision: Revision,
-    /// Keys, the nearest first; `None` if they are too many to say in this answer.
+    /// Keys, the nearest first and at most `NEAR + 1`; `None` if the answer does not tell.
     pub(crate) keys: Option<Vec<String>>,
 }
 
@@ -61,7 +61,6 @@ impl Ahead {
 pub(crate) struct Look {
     /// Whether our ticket is still there.
     pub(crate) present: bool,
-    /// At most `NEAR + 1` keys.
     pub(crate) ahead: Ahead,
 }
 
@@ -197,8 +196,9 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Takes a ticket out of its queue and, in the same step, puts the next one in. Without a token
     /// it is not known whether the ticket ever entered.
     fn leave<'a>(&'a self, leaving: Leaving<'a>) -> Reply<'a, Left>;
-    /// Looks at the queue ahead of a ticket.
-    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, Look>;
+    /// Looks at the queue ahead of a ticket. After a change that a follower has heard, a cheaper
+    /// answer from that revision or later will do.
+    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision, since: Option<Revision>) -> Reply<'a, Look>;
     /// Follows changes, from now on and through any reconnection.
     fn follow(&self, what: Follow) -> Changes;
 

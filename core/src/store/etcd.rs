@@ -35,8 +35,32 @@ impl EtcdStore {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse, Trouble> {
+        self.txn_at(Role::Queue, txn).await
+    }
+
+    async fn txn_at(&self, role: Role, txn: Txn) -> Result<TxnResponse, Trouble> {
         let limit = self.members.request_limit();
-        self.members.call(Role::Queue, limit, |client| async move { client.kv_client().txn(txn).await }).await
+        self.members.call(role, limit, |client| async move { client.kv_client().txn(txn).await }).await
+    }
+
+    /// A look as the queue stands now, or, at the member of the watches, as that member has it.
+    async fn look_at(&self, ticket: &Ticket, token: Revision, role: Role) -> Result<Look, Trouble> {
+        let as_it_has_it = |options: GetOptions| if role == Role::Watch { options.with_serializable() } else { options };
+        // A limit of 0 is none: for a queue in which keys of nested locks take the places.
+        for limit in [NEAR as i64 + 1, 0] {
+            let mine = TxnOp::get(ticket.key.as_str(), Some(as_it_has_it(GetOptions::new().with_keys_only())));
+            let older = GetOptions::new().with_prefix().with_keys_only().with_limit(limit);
+            let older = older.with_max_create_revision(token - 1).with_sort(SortTarget::Create, SortOrder::Descend);
+            let older = TxnOp::get(prefix(&ticket.name), Some(as_it_has_it(older)));
+            let answer = self.txn_at(role, Txn::new().and_then([mine, older])).await?;
+            let mut reads = reads(&answer);
+            let mine = next_read(&mut reads)?;
+            if let Some(keys) = nearest(&next_read(&mut reads)?, &ticket.name) {
+                let present = mine.kvs().first().is_some_and(|kv| kv.create_revision() == token);
+                return Ok(Look { present, ahead: Ahead { revision: revision_of(&answer)?, keys: Some(keys) } });
+            }
+        }
+        Err(odd("more keys than there are"))
     }
 }
 
@@ -54,10 +78,15 @@ fn get_key(key: &str) -> TxnOp {
     TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
 }
 
-/// The head of the queue, enough to know everybody ahead when they are few.
-fn get_head(name: &str) -> TxnOp {
-    let oldest = GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 2);
-    TxnOp::get(prefix(name), Some(oldest.with_sort(SortTarget::Create, SortOrder::Ascend)))
+/// The end of the queue: the nearest ahead of a ticket that is put next in the same transaction.
+fn get_tail(name: &str) -> TxnOp {
+    let newest = GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 1);
+    TxnOp::get(prefix(name), Some(newest.with_sort(SortTarget::Create, SortOrder::Descend)))
+}
+
+/// Some keys of the queue, in no order that matters: the cheapest way to see that it is not empty.
+fn get_some(name: &str) -> TxnOp {
+    TxnOp::get(prefix(name), Some(GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 1)))
 }
 
 fn put(ticket: &Ticket) -> TxnOp {
@@ -92,13 +121,11 @@ fn entry_of(kv: &KeyValue) -> Entry {
     Entry { key: key_of(kv), revision: kv.create_revision(), value: kv.value().to_vec() }
 }
 
-/// Who is ahead of a ticket with this token, from the oldest keys of its queue.
-fn ahead_in_head(head: &GetResponse, name: &str, token: Revision, revision: Revision) -> Ahead {
-    let older = head.kvs().iter().take_while(|kv| kv.create_revision() < token);
-    let all_are_older = older.clone().count() == head.kvs().len();
-    let mut keys: Vec<_> = older.filter(|kv| is_contender(name, kv.key())).map(key_of).collect();
-    keys.reverse();
-    Ahead { revision, keys: (!(head.more() && all_are_older)).then_some(keys) }
+/// The contenders in a read of at most `NEAR + 1` keys, the newest first; `None` if keys that are
+/// none took their places.
+fn nearest(read: &GetResponse, name: &str) -> Option<Vec<String>> {
+    let keys: Vec<_> = read.kvs().iter().filter(|kv| is_contender(name, kv.key())).take(NEAR + 1).map(key_of).collect();
+    (keys.len() > NEAR || !read.more()).then_some(keys)
 }
 
 impl Store for EtcdStore {
@@ -140,21 +167,18 @@ impl Store for EtcdStore {
                 .txn(
                     Txn::new()
                         .when([unused, not_void])
-                        .and_then([get_head(&ticket.name), put(ticket)])
-                        .or_else([get_head(&ticket.name), get_key(&ticket.key)]),
+                        .and_then([get_tail(&ticket.name), put(ticket)])
+                        .or_else([get_key(&ticket.key)]),
                 )
                 .await?;
             let revision = revision_of(&answer)?;
-            let mut reads = reads(&answer);
-            let head = next_read(&mut reads)?;
-            let token = if answer.succeeded() {
-                revision
-            } else {
-                let mine = next_read(&mut reads)?;
-                let mine = mine.kvs().first().ok_or(Trouble::Refused("this entry was given up".into()))?;
-                mine.create_revision()
-            };
-            Ok(Entered { token, ahead: ahead_in_head(&head, &ticket.name, token, revision) })
+            let read = next_read(&mut reads(&answer))?;
+            if answer.succeeded() {
+                return Ok(Entered { token: revision, ahead: Ahead { revision, keys: nearest(&read, &ticket.name) } });
+            }
+            // An earlier copy of this request was applied.
+            let mine = read.kvs().first().ok_or(Trouble::Refused("this entry was given up".into()))?;
+            Ok(Entered { token: mine.create_revision(), ahead: Ahead { revision, keys: None } })
         })
     }
 
@@ -169,7 +193,7 @@ impl Store for EtcdStore {
                     Txn::new()
                         .when([nobody, not_void])
                         .and_then([put(ticket)])
-                        .or_else([get_head(&ticket.name), get_key(&ticket.key)]),
+                        .or_else([get_some(&ticket.name), get_key(&ticket.key)]),
                 )
                 .await?;
             let revision = revision_of(&answer)?;
@@ -177,20 +201,18 @@ impl Store for EtcdStore {
                 return Ok(Some(Entered { token: revision, ahead: Ahead { revision, keys: Some(Vec::new()) } }));
             }
             let mut reads = reads(&answer);
-            let head = next_read(&mut reads)?;
+            let some = next_read(&mut reads)?;
             if let Some(mine) = next_read(&mut reads)?.kvs().first() {
                 // An earlier copy of this request was applied.
-                let token = mine.create_revision();
-                let ahead = ahead_in_head(&head, &ticket.name, token, revision);
-                return Ok(Some(Entered { token, ahead }));
+                return Ok(Some(Entered { token: mine.create_revision(), ahead: Ahead { revision, keys: None } }));
             }
-            if head.kvs().iter().any(|kv| is_contender(&ticket.name, kv.key())) {
+            if some.kvs().iter().any(|kv| is_contender(&ticket.name, kv.key())) {
                 return Ok(None);
             }
             // Only keys of nested locks: the comparison cannot tell, so take a place to find out.
             let mut entered = self.enter(ticket).await?;
             if entered.ahead.keys.is_none() {
-                entered.ahead = self.look(ticket, entered.token).await?.ahead;
+                entered.ahead = self.look(ticket, entered.token, None).await?.ahead;
             }
             if entered.ahead.is_nobody() {
                 return Ok(Some(entered));
@@ -212,8 +234,8 @@ impl Store for EtcdStore {
             let mut absent = Vec::new();
             if let Some(next) = next {
                 conditions.push(Compare::create_revision(void_key(next), CompareOp::Equal, 0));
-                present.extend([get_head(&ticket.name), put(next)]);
-                absent.extend([get_head(&ticket.name), get_key(&next.key)]);
+                present.extend([get_tail(&ticket.name), put(next)]);
+                absent.push(get_key(&next.key));
             }
             if void {
                 // It goes with the lease, like the entry that it keeps out.
@@ -225,44 +247,31 @@ impl Store for EtcdStore {
             let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
 
             let revision = revision_of(&answer)?;
-            let mut reads = reads(&answer);
-            let head = next_read(&mut reads)?;
-            let token = if answer.succeeded() {
-                revision
+            let read = next_read(&mut reads(&answer))?;
+            let (token, keys) = if answer.succeeded() {
+                (revision, nearest(&read, &next.name))
             } else {
-                match next_read(&mut reads)?.kvs().first() {
+                match read.kvs().first() {
                     // An earlier copy of this request was applied.
-                    Some(kv) => kv.create_revision(),
+                    Some(kv) => (kv.create_revision(), None),
                     None => return Ok(Left { was_present: false, next: None }),
                 }
             };
-            let ahead = ahead_in_head(&head, &next.name, token, revision);
+            let ahead = Ahead { revision, keys };
             Ok(Left { was_present: true, next: Some(Entered { token, ahead }) })
         })
     }
 
-    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, Look> {
+    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision, since: Option<Revision>) -> Reply<'a, Look> {
         Box::pin(async move {
-            let nearest = |limit| {
-                let older = GetOptions::new().with_prefix().with_keys_only().with_limit(limit);
-                let older = older.with_max_create_revision(token - 1);
-                TxnOp::get(prefix(&ticket.name), Some(older.with_sort(SortTarget::Create, SortOrder::Descend)))
-            };
-            // A limit of 0 is none: for a queue in which keys of nested locks take the places.
-            for limit in [NEAR as i64 + 1, 0] {
-                let answer = self.txn(Txn::new().and_then([get_key(&ticket.key), nearest(limit)])).await?;
-                let mut reads = reads(&answer);
-                let mine = next_read(&mut reads)?;
-                let older = next_read(&mut reads)?;
-                let keys = older.kvs().iter().filter(|kv| is_contender(&ticket.name, kv.key()));
-                let keys: Vec<_> = keys.take(NEAR + 1).map(key_of).collect();
-                if keys.len() <= NEAR && older.more() {
-                    continue;
+            if let Some(since) = since {
+                // The member that told of the change has it, and so need not ask the others.
+                let look = self.look_at(ticket, token, Role::Watch).await?;
+                if look.ahead.revision >= since {
+                    return Ok(look);
                 }
-                let present = mine.kvs().first().is_some_and(|kv| kv.create_revision() == token);
-                return Ok(Look { present, ahead: Ahead { revision: revision_of(&answer)?, keys: Some(keys) } });
             }
-            Err(odd("more keys than there are"))
+            self.look_at(ticket, token, Role::Queue).await
         })
     }
 
@@ -372,7 +381,7 @@ mod tests {
 
         fn look(&self, ticket: &Ticket, token: Revision) -> Look {
             let ticket = ticket.clone();
-            self.ask(|store| async move { store.look(&ticket, token).await }).unwrap()
+            self.ask(|store| async move { store.look(&ticket, token, None).await }).unwrap()
         }
 
         fn queue(&self) -> Vec<String> {
@@ -462,9 +471,9 @@ mod tests {
         let rig = Rig::start();
         let tickets: Vec<_> = (0..20).map(|n| rig.ticket(n)).collect();
         let entered: Vec<_> = tickets.iter().map(|ticket| rig.enter(ticket).unwrap()).collect();
-        assert_eq!(entered[19].ahead.keys, None, "too many to say in one answer");
-        let look = rig.look(&tickets[19], entered[19].token);
         let nearest: Vec<_> = tickets[..19].iter().rev().take(NEAR + 1).map(|ticket| ticket.key.clone()).collect();
+        assert_eq!(entered[19].ahead.keys.as_ref(), Some(&nearest));
+        let look = rig.look(&tickets[19], entered[19].token);
         assert!(look.present);
         assert_eq!(look.ahead.keys, Some(nearest));
         // Keys of nested locks are in the same range, but nobody's contenders.

@@ -207,7 +207,7 @@ impl Store for MemoryStore {
         })
     }
 
-    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, Look> {
+    fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision, _since: Option<Revision>) -> Reply<'a, Look> {
         self.request(|inner| {
             Ok(Look { present: inner.token(&ticket.key) == Some(token), ahead: inner.ahead(&ticket.name, token) })
         })
