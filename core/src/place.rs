@@ -95,17 +95,21 @@ struct Following {
     /// It has delivered something, or is old enough.
     proven: bool,
     started: Instant,
+    /// When to look next while it is not proven.
+    probe: Duration,
 }
 
 impl Following {
     /// When to look at the queue after having looked just now.
-    fn next_look(&mut self, probe: &mut Duration) -> Duration {
+    fn next_look(&mut self) -> Duration {
         self.proven |= self.started.elapsed() > PROOF;
         if self.proven {
             return RE_READ;
         }
-        *probe *= 2;
-        *probe / 2
+        let probe = self.probe;
+        // In a long queue looks are dearer, and the own turn is farther off.
+        self.probe *= if matches!(self.what, Follow::Queue(_)) { 2 } else { 4 };
+        probe
     }
 }
 
@@ -359,7 +363,6 @@ impl Place {
             self.quiet_rounds = 0;
         }
         let mut retry = Retry::new();
-        let mut probe = FIRST_PROBE;
         // A change that we have heard and that a look has to know.
         let mut heard = None;
         let mut look_at = Instant::now() + if standing.ahead.keys.is_some() { RE_READ } else { Duration::ZERO };
@@ -386,20 +389,17 @@ impl Place {
                     _ => Some(Follow::Queue(self.name.clone())),
                 };
             }
-            if let Some(want) = want
-                && self.follow(want)
-            {
-                let is_far = standing.ahead.keys.as_ref().is_some_and(|keys| keys.len() > NEAR);
-                probe = if is_far { FIRST_PROBE_FAR_BACK } else { FIRST_PROBE };
+            if let Some(want) = want {
+                self.follow(want);
             }
             tokio::select! {
                 biased;
                 _ = standing.lease.lost.lost() => return Turn::Lost(standing),
                 change = next_change(&mut self.following) => match change {
                     Change::Since(revision) => {
-                        let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
-                        look_at = Instant::now() + next;
-                        if revision > standing.ahead.revision {
+                        look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
+                        let is_far = standing.ahead.keys.as_ref().is_some_and(|keys| keys.len() > NEAR);
+                        if revision > standing.ahead.revision && !is_far {
                             // What happened up to there was not heard, our own ticket's end
                             // included. Without a list no event can make the lock ours.
                             standing.ahead.keys = None;
@@ -422,7 +422,7 @@ impl Place {
                     }
                 },
                 Some(command) = self.inbox.recv() => self.take(command, true),
-                _ = sleep_until(look_at) => match self.service.store.look(&standing.ticket, standing.token, heard.take()).await {
+                () = until(look_at) => match self.service.store.look(&standing.ticket, standing.token, heard.take()).await {
                     Ok(Look { present, ahead }) => {
                         self.service.note_trouble(None);
                         let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
@@ -432,8 +432,7 @@ impl Place {
                             }
                             standing.ahead = ahead;
                             retry = Retry::new();
-                            let next = self.following.as_mut().map_or(RE_READ, |following| following.next_look(&mut probe));
-                            look_at = Instant::now() + next;
+                            look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
                         } else {
                             // Read from a member that lags behind what we have heard already.
                             look_at = Instant::now() + retry.next();
@@ -452,18 +451,17 @@ impl Place {
         }
     }
 
-    /// Follows this, and says whether that is new.
-    fn follow(&mut self, what: Follow) -> bool {
-        let is_new = self.following.as_ref().is_none_or(|following| following.what != what);
-        if is_new {
+    /// Follows this, unless that is so already.
+    fn follow(&mut self, what: Follow) {
+        if self.following.as_ref().is_none_or(|following| following.what != what) {
             self.following = Some(self.start_following(what));
         }
-        is_new
     }
 
     fn start_following(&self, what: Follow) -> Following {
+        let probe = if matches!(what, Follow::Queue(_)) { FIRST_PROBE } else { FIRST_PROBE_FAR_BACK };
         let changes = self.service.store.follow(what.clone());
-        Following { what, changes, since: None, proven: false, started: Instant::now() }
+        Following { what, changes, since: None, proven: false, started: Instant::now(), probe }
     }
 
     // ---- hold ------------------------------------------------------------------------------
@@ -714,6 +712,13 @@ async fn next_change(following: &mut Option<Following>) -> Change {
         Change::Gone { .. } => following.proven = true,
     }
     change
+}
+
+/// Like `sleep_until`, which rounds up to whole milliseconds even when the time has come.
+async fn until(at: Instant) {
+    if at > Instant::now() {
+        sleep_until(at).await;
+    }
 }
 
 /// Growing pauses between attempts, spread so that clients do not come in step.
