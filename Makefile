@@ -12,12 +12,15 @@ RUST := etcdlock etcdlock-cli etcdlock-rig etcdlock-demo etcdlock-bench
 # Prints what a step is and how long it took.
 step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"; start=$$SECONDS; $(2) && printf '== %s: done in %ss\n' "$(1)" "$$((SECONDS - start))"
 
-.PHONY: help setup demo build test test-core test-suite lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
+SIMULATION = $(CARGO) test --release --locked -p etcdlock --lib -- --nocapture --test-threads 1 simulation::tests
+
+.PHONY: help setup demo build test test-core test-suite simulate lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
 
 help:
 	@echo "make demo    several programs share one counter on a throw-away etcd"
 	@echo "make test    everything, from a fresh clone"
 	@echo "make test-suite   one suite for every language and every pair of them (part of make test)"
+	@echo "make simulate SECONDS=60    the core in virtual time, with faults, as long as you like"
 	@echo "make lint    formatters and linters, warnings denied"
 	@echo "make dist    packages of every language, into dist/"
 	@echo "make bench   figures beside a plain put and beside etcd's Go client"
@@ -33,7 +36,8 @@ test: setup test-core $(LANGUAGES:%=test-%) test-suite
 
 test-core: setup
 	$(call step,core: build,$(CARGO) build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock-cli -p etcdlock --lib --bins --examples)
-	$(call step,core: tests on memory and on a real etcd,$(CARGO) test --release --locked -p etcdlock -p etcdlock-rig -p etcdlock-demo)
+	$(call step,core: tests on memory and on a real etcd,$(CARGO) test --release --locked -p etcdlock -p etcdlock-rig -p etcdlock-demo -- --skip simulation::)
+	$(call step,core: 10000 schedules in virtual time,ETCDLOCK_SCHEDULES=10000 $(SIMULATION))
 	$(call step,the command: tests,$(CARGO) test --release --locked -p etcdlock-cli)
 	$(call step,demo,tests/demo.sh > target/demo.log 2>&1 || { cat target/demo.log; exit 1; })
 
@@ -52,6 +56,10 @@ lint: setup
 	$(call step,clippy,$(CARGO) clippy --release --locked $(RUST:%=-p %) --all-targets -- -D warnings)
 	$(call step,rustdoc,RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p etcdlock)
 	@for language in $(LANGUAGES); do $(MAKE) --no-print-directory -C $$language lint || exit 1; done
+
+# As many schedules as SECONDS give time for, with seeds that nobody has seen.
+simulate: setup
+	$(call step,simulation for $(or $(SECONDS),60) s,ETCDLOCK_SIMULATE_SECONDS=$(or $(SECONDS),60) ETCDLOCK_FIRST_SEED=$$(date +%s%3N)000 $(SIMULATION)::nothing)
 
 dist: setup
 	$(CARGO) build --release --locked -p etcdlock-cli

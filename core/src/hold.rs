@@ -30,6 +30,11 @@ impl HoldCore {
         Arc::new(HoldCore { session, name, ticket, token, lease, released: AtomicBool::new(false), lost: LossSignal::default() })
     }
 
+    /// A second hold on the same ticket, which only a sabotage hands out.
+    pub(crate) fn same_again(&self) -> Arc<Self> {
+        HoldCore::new(self.session.clone(), self.name.clone(), self.ticket.clone(), self.token, self.lease.clone())
+    }
+
     /// A hold that was released can no longer be lost.
     pub(crate) fn lose(&self, loss: Loss) {
         if !self.is_released() && self.lost.lose(loss.clone()) {
@@ -61,6 +66,11 @@ impl HoldCore {
 
     pub(crate) fn token(&self) -> i64 {
         self.token
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lease_id(&self) -> i64 {
+        self.lease.id
     }
 
     fn lost_error(&self, loss: &Loss) -> Error {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::error::Loss;
+use crate::sabotage::{Sabotage, is_on};
 use crate::store::LeaseId;
 
 pub(crate) type Listener = Box<dyn FnOnce(Loss) + Send>;
@@ -104,7 +105,7 @@ impl Lease {
     /// A renewal that was asked for at `asked` has been confirmed, and it is `now`. Once the
     /// deadline has passed nothing revives the lease: somebody may have been told so already.
     pub(crate) fn renewed(&self, asked: Duration, now: Duration) {
-        if now >= self.deadline() {
+        if now >= self.deadline() && !is_on(Sabotage::LateAnswerRevives) {
             self.lost.lose(Loss::Deadline);
             return;
         }

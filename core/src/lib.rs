@@ -35,8 +35,11 @@ mod options;
 mod pending;
 mod place;
 mod runtime;
+mod sabotage;
 mod service;
 mod session;
+#[cfg(test)]
+mod simulation;
 mod store;
 
 pub use error::{Error, ErrorKind, Loss, Result};

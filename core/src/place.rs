@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::error::{Error, ErrorKind, Loss, Result};
 use crate::hold::{Hold, HoldCore};
 use crate::lease::Lease;
+use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
 use crate::session::SessionCore;
 use crate::store::{Ahead, Change, Changes, Entered, Follow, Leaving, Look, NEAR, Revision, Ticket, Trouble};
@@ -176,6 +177,8 @@ impl Place {
                 Some(standing) => standing,
                 None => match self.enter().await {
                     Some(standing) => standing,
+                    // Somebody may have come while an entry was taken back.
+                    None if self.anybody_waits() => continue,
                     None => return,
                 },
             };
@@ -408,7 +411,9 @@ impl Place {
                         }
                     }
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
-                    Change::Gone { key, .. } if key == standing.ticket.key => return Turn::Lost(standing),
+                    Change::Gone { key, .. } if key == standing.ticket.key && !is_on(Sabotage::NoOwnKeyWatch) => {
+                        return Turn::Lost(standing);
+                    }
                     Change::Gone { key, revision } => {
                         // Without the list a look is due, and it will know of this.
                         let Some(keys) = &mut standing.ahead.keys else { continue };
@@ -427,7 +432,7 @@ impl Place {
                         self.service.note_trouble(None);
                         let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
                         if ahead.revision >= standing.ahead.revision.max(live_since) {
-                            if !present {
+                            if !present && !is_on(Sabotage::NoOwnKeyWatch) {
                                 return Turn::Lost(standing);
                             }
                             standing.ahead = ahead;
@@ -520,6 +525,9 @@ impl Place {
                 _ = core.lost.lost() => return Ended::Lost,
                 command = self.inbox.recv() => match command {
                     Some(Command::Release { token, reply }) if token == standing.token => return Ended::Released(reply),
+                    Some(Command::Lock(waiter)) if is_on(Sabotage::NoInProcessQueue) => {
+                        waiter.answer(Ok(Some(Hold::new(core.same_again()))));
+                    }
                     Some(command) => {
                         self.take(command, true);
                         self.waiters.retain(|waiter| !waiter.is_gone());
@@ -527,7 +535,7 @@ impl Place {
                     }
                     None => return Ended::Released(None),
                 },
-                change = next_change(if with_queue { &mut self.following } else { &mut own }) => match change {
+                change = next_change(if with_queue { &mut self.following } else { &mut own }), if !is_on(Sabotage::NoOwnKeyWatch) => match change {
                     Change::Since(revision) if revision > seen => checking = Some(self.check(standing)),
                     Change::Gone { key, revision } if key == standing.ticket.key && revision > standing.token => {
                         core.lose(Loss::KeyDeleted);
@@ -587,13 +595,13 @@ impl Place {
         let mut retry = Retry::new();
         let mut sent_before = false;
         let is_known = standing.token != UNKNOWN;
-        let mut may_put = true;
+        let (mut may_put, mut may_hand_over) = (true, true);
         // Chosen once: a copy of the first request may be applied after the second was sent.
         let mut next: Option<Next> = None;
         // A next ticket of which it is not known whether it was put.
         let mut orphan: Option<Next> = None;
         loop {
-            if next.is_none() && is_known && may_put && !sent_before && self.anybody_waits() {
+            if next.is_none() && is_known && may_hand_over && !sent_before && self.anybody_waits() {
                 next = self.waiters.front().and_then(|waiter| {
                     let lease = waiter.session.lease_now()?;
                     Some((waiter.session.ticket(&lease, &self.name, !standing.ticket.second), lease, waiter.session.clone()))
@@ -602,14 +610,17 @@ impl Place {
             let leaving = Leaving {
                 ticket: &standing.ticket,
                 token: is_known.then_some(standing.token),
-                void: standing.doubtful && may_put,
+                void: standing.doubtful && may_put && !is_on(Sabotage::UnlockByName),
                 next: next.as_ref().map(|(ticket, ..)| ticket),
             };
             match self.service.store.leave(leaving).await {
                 Ok(left) => {
                     self.service.note_trouble(None);
                     let handed_over = match (left.next, next) {
-                        (Some(entered), Some((ticket, lease, session))) => {
+                        (Some(mut entered), Some((ticket, lease, session))) => {
+                            if is_on(Sabotage::HandOverSkipsOrder) {
+                                entered.ahead.keys = Some(Vec::new());
+                            }
                             self.lease = Some(lease.clone());
                             Some(Standing::new(ticket, lease, session, entered, false))
                         }
@@ -644,7 +655,10 @@ impl Place {
                 // One of two leases is gone, or a full database refuses what is put. Deleting alone
                 // still works.
                 Err(trouble) if may_put && (next.is_some() || standing.doubtful) => {
-                    may_put = false;
+                    may_hand_over = false;
+                    // The marker is left out only if it is the trouble: the entry it keeps out may
+                    // still be on its way.
+                    may_put = trouble == Trouble::LeaseGone && standing.doubtful;
                     sent_before |= matches!(trouble, Trouble::Refused(_));
                     orphan = next.take().filter(|_| sent_before);
                     continue;

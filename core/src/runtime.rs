@@ -34,6 +34,9 @@ pub(crate) struct Env {
     answered: Arc<Notify>,
     pub(crate) services: Arc<Services>,
     pub(crate) sessions: Arc<Sessions>,
+    /// The process of a simulation that this is the surroundings of.
+    #[cfg(test)]
+    pub(crate) simulated: Option<Arc<crate::simulation::Process>>,
 }
 
 impl Env {
@@ -47,12 +50,31 @@ impl Env {
         link.env.clone()
     }
 
+    /// The surroundings of one process of a simulation, on the runtime of that.
+    #[cfg(test)]
+    pub(crate) fn simulated(process: Arc<crate::simulation::Process>) -> Env {
+        Env {
+            io: tokio::runtime::Handle::current(),
+            notify: mpsc::channel().0,
+            clock: process.clone(),
+            pid: std::process::id(),
+            answered: Arc::default(),
+            services: Arc::default(),
+            sessions: Arc::default(),
+            simulated: Some(process),
+        }
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.clock.now()
     }
 
     /// Runs a task on the io thread.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
+        #[cfg(test)]
+        if let Some(process) = &self.simulated {
+            return process.spawn(task);
+        }
         self.io.spawn(task).abort_handle()
     }
 
@@ -63,6 +85,10 @@ impl Env {
 
     /// Runs foreign code on the notify thread.
     pub(crate) fn call_back(&self, callback: impl FnOnce() + Send + 'static) {
+        #[cfg(test)]
+        if self.simulated.is_some() {
+            return callback();
+        }
         // It fails only once the thread is gone, at the end of the process.
         let _ = self.notify.send(Box::new(callback));
     }
@@ -173,7 +199,17 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         let _ = before.thread_set_mask();
     }
     started?;
-    Ok(Env { io, notify, clock: Arc::new(BootClock), pid, answered, services: Arc::default(), sessions: Arc::default() })
+    Ok(Env {
+        io,
+        notify,
+        clock: Arc::new(BootClock),
+        pid,
+        answered,
+        services: Arc::default(),
+        sessions: Arc::default(),
+        #[cfg(test)]
+        simulated: None,
+    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::options::{Options, Target, check_name};
 use crate::pending::Pending;
 use crate::place::{Command, Retry};
 use crate::runtime::Env;
+use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
 use crate::store::{LeaseId, Ticket, Trouble};
 
@@ -110,7 +111,9 @@ impl SessionCore {
     /// A request about a ticket went unanswered, and a copy may arrive at any later time. It must
     /// not find another ticket of the same key.
     pub(crate) fn retire_keys(&self) {
-        self.ticket_numbers.fetch_add(2, Ordering::Relaxed);
+        if !is_on(Sabotage::UnlockByName) {
+            self.ticket_numbers.fetch_add(2, Ordering::Relaxed);
+        }
     }
 
     /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
@@ -172,7 +175,8 @@ impl SessionCore {
             self.stats.renewals.fetch_add(1, Ordering::Relaxed);
             match timeout(left, self.service.store.renew_lease(lease.id, limit)).await {
                 Ok(Ok(())) => {
-                    lease.renewed(now, env.now());
+                    let asked = if is_on(Sabotage::DeadlineFromReceipt) { env.now() } else { now };
+                    lease.renewed(asked, env.now());
                     next = now + third;
                     retry = Retry::new();
                 }
@@ -275,6 +279,7 @@ fn connect_error(address: &str, trouble: &Trouble) -> Error {
 async fn open_lease(service: &Service, options: &Options) -> Result<Lease, Trouble> {
     let asked = service.env.now();
     let (id, ttl): (LeaseId, Duration) = service.store.open_lease(options.ttl_seconds()).await?;
+    let asked = if is_on(Sabotage::DeadlineFromReceipt) { service.env.now() } else { asked };
     Ok(Lease::granted(id, ttl, asked))
 }
 
@@ -315,10 +320,13 @@ impl Session {
     /// [`Denied`](ErrorKind::Denied) at once for wrong credentials.
     /// [`Unavailable`](ErrorKind::Unavailable) after the connect timeout, with endpoint and cause.
     pub fn connect(target: impl Into<Target>, options: Options) -> Pending<Session> {
-        let target = target.into();
+        Self::connect_in(Env::of_process, target.into(), options)
+    }
+
+    pub(crate) fn connect_in(env: impl FnOnce() -> Result<Env>, target: Target, options: Options) -> Pending<Session> {
         let start = || {
             options.check()?;
-            let env = Env::of_process()?;
+            let env = env()?;
             let connection = options.connection();
             let address = target.parse(&connection)?;
             Ok((env, address, connection))

@@ -22,6 +22,7 @@ use super::{
 use crate::error::Result;
 use crate::options::Connection;
 use crate::runtime::Env;
+use crate::sabotage::{Sabotage, is_on};
 
 pub(crate) struct EtcdStore {
     members: Arc<Members>,
@@ -226,8 +227,10 @@ impl Store for EtcdStore {
         Box::pin(async move {
             let Leaving { ticket, token, void, next } = leaving;
             let mine = match token {
-                Some(token) => Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token),
-                None => Compare::create_revision(ticket.key.as_str(), CompareOp::Greater, 0),
+                Some(token) if !is_on(Sabotage::UnlockByName) => {
+                    Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token)
+                }
+                _ => Compare::create_revision(ticket.key.as_str(), CompareOp::Greater, 0),
             };
             let mut conditions = vec![mine];
             let mut present = vec![TxnOp::delete(ticket.key.as_str(), None)];

@@ -199,8 +199,12 @@ impl Members {
             let tls = tls_options(&self.connection).map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
             endpoint = endpoint.tls_config(tls)?;
         }
-        let channel = transport::connect(&endpoint).await?;
         let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        #[cfg(test)]
+        if let Some(process) = &self.env.simulated {
+            return Client::from_channel(process.channel(url), Some(options)).await;
+        }
+        let channel = transport::connect(&endpoint).await?;
         let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options));
         let Some((user, password)) = &self.connection.user else { return client(options).await };
         match client(options.clone().with_user(user, password)).await {

@@ -1,6 +1,6 @@
 //! All watches of a target on one stream, rebuilt when it ends, is reset, or falls silent.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -93,7 +93,7 @@ fn create(id: WatchId, what: &Follow) -> (String, WatchOptions) {
 }
 
 async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
-    let mut followers: HashMap<WatchId, Follower> = HashMap::new();
+    let mut followers: BTreeMap<WatchId, Follower> = BTreeMap::new();
     let mut retry = Retry::new();
     loop {
         loop {
@@ -129,7 +129,7 @@ async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
 }
 
 /// Keeps the list of followers, and says what has to go out because of it.
-fn apply(command: Command, followers: &mut HashMap<WatchId, Follower>) -> Option<Outgoing> {
+fn apply(command: Command, followers: &mut BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
     match command {
         Command::Follow(id, follower) => {
             let what = follower.what.clone();
@@ -144,7 +144,7 @@ fn apply(command: Command, followers: &mut HashMap<WatchId, Follower>) -> Option
 async fn open(
     members: &Members,
     member: usize,
-    followers: &HashMap<WatchId, Follower>,
+    followers: &BTreeMap<WatchId, Follower>,
 ) -> Result<(UnboundedSender<Outgoing>, WatchResponseStream), super::Trouble> {
     let mut all = followers.iter().map(|(id, follower)| (*id, follower.what.clone()));
     let Some((id, what)) = all.next() else { return Err(super::odd("nobody follows")) };
@@ -174,7 +174,7 @@ async fn serve(
     outgoing: UnboundedSender<Outgoing>,
     mut answers: WatchResponseStream,
     inbox: &mut UnboundedReceiver<Command>,
-    followers: &mut HashMap<WatchId, Follower>,
+    followers: &mut BTreeMap<WatchId, Follower>,
 ) -> Ended {
     let mut sign_of_life = tokio::time::interval(SIGN_OF_LIFE);
     sign_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -220,7 +220,7 @@ async fn serve(
 }
 
 /// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
-fn hear(answer: &WatchResponse, followers: &HashMap<WatchId, Follower>) -> Option<Outgoing> {
+fn hear(answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
     let id = answer.watch_id();
     let follower = followers.get(&id)?;
     if answer.canceled() {
