@@ -245,6 +245,8 @@ impl Store for EtcdStore {
                 let marker = TxnOp::put(void_key(ticket), "", Some(PutOptions::new().with_lease(ticket.lease)));
                 present.push(marker.clone());
                 absent.push(marker);
+                // Whatever is there now, a late copy of the entry has made it.
+                absent.push(TxnOp::delete(ticket.key.as_str(), None));
             }
             let answer = self.txn(Txn::new().when(conditions).and_then(present).or_else(absent)).await?;
             let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
@@ -423,6 +425,18 @@ mod tests {
         assert!(rig.leave(&ticket, None, true, None).unwrap().was_present, "it did arrive: taken out");
         assert!(rig.enter(&ticket).is_err(), "and a second copy is refused");
         assert!(rig.queue().is_empty());
+    }
+
+    #[test]
+    fn a_copy_of_an_entry_that_arrives_after_its_key_was_deleted_from_outside_is_taken_out() {
+        let rig = Rig::start();
+        let ticket = rig.ticket(0);
+        let token = rig.enter(&ticket).unwrap().token;
+        rig.leave(&ticket, None, false, None).unwrap();
+        let copy = rig.enter(&ticket).unwrap().token;
+        assert!(copy > token);
+        assert!(!rig.leave(&ticket, Some(token), true, None).unwrap().was_present, "the ticket with this token is lost");
+        assert!(rig.queue().is_empty(), "and no other is left in its place");
     }
 
     #[test]
