@@ -14,13 +14,14 @@ step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"; start=$$SECONDS; $(2) && printf
 
 SIMULATION = $(CARGO) test --release --locked -p etcdlock --lib -- --nocapture --test-threads 1 simulation::tests
 
-.PHONY: help setup demo build test test-core test-suite simulate lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
+.PHONY: help setup demo build test test-core test-suite test-torture torture simulate lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
 
 help:
 	@echo "make demo    several programs share one counter on a throw-away etcd"
 	@echo "make test    everything, from a fresh clone"
 	@echo "make test-suite   one suite for every language and every pair of them (part of make test)"
 	@echo "make simulate SECONDS=60    the core in virtual time, with faults, as long as you like"
+	@echo "make torture SECONDS=300 [SEED=n]   workers in every language on a cluster under faults, with a checker and a report"
 	@echo "make lint    formatters and linters, warnings denied"
 	@echo "make dist    packages of every language, into dist/"
 	@echo "make bench   figures beside a plain put and beside etcd's Go client"
@@ -31,7 +32,7 @@ setup:
 demo: setup
 	@tests/demo.sh
 
-test: setup test-core $(LANGUAGES:%=test-%) test-suite
+test: setup test-core $(LANGUAGES:%=test-%) test-suite test-torture
 	@printf '\n== all tests passed\n'
 
 test-core: setup
@@ -44,12 +45,21 @@ test-core: setup
 $(LANGUAGES:%=test-%): test-%: setup test-core
 	$(call step,$*: tests,$(MAKE) --no-print-directory -C $* test)
 
-# After the languages, whose builds it uses.
+# After the languages, whose builds they use.
 ifneq ($(filter test,$(MAKECMDGOALS)),)
 test-suite: $(LANGUAGES:%=test-%)
+test-torture: test-suite
 endif
 test-suite: setup
 	$(call step,one suite for every language and every pair,python3 tests/suite/run.py $(if $(WRITE),--write) $(if $(ONLY),--only "$(ONLY)"))
+
+test-torture: setup
+	$(call step,torture: the checker catches each kind of violation,cd tests/torture && python3 -m unittest -q test_checker)
+	$(call step,torture: 60 s of faults,python3 tests/torture/torture.py --seconds 60)
+
+# Workers in every language under faults: make torture SECONDS=300 [SEED=n]; what it has seen is in target/torture.
+torture: setup
+	@python3 tests/torture/torture.py --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	$(call step,rustfmt,$(CARGO) fmt --all --check)

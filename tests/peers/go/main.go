@@ -3,8 +3,10 @@
 //	peer rounds ENDPOINT NAME ROUNDS    lock and unlock ROUNDS times
 //	peer put    ENDPOINT KEY  ROUNDS    put ROUNDS times
 //	peer hold   ENDPOINT NAME           lock, print "held TOKEN", unlock when standard input closes
+//	peer drive                          the part of tests/suite's protocol that Go's Mutex has
+//	peer observe ENDPOINTS PREFIX       print every change under PREFIX as a line of JSON
 //
-// Each starts with a line "ready" and waits for a line on standard input. "rounds" and "put" print,
+// Each of the first three starts with a line "ready" and waits for a line on standard input. "rounds" and "put" print,
 // for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took.
 package main
 
@@ -15,6 +17,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -30,6 +33,14 @@ func check(err error) {
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "drive" {
+		drive()
+		return
+	}
+	if len(os.Args) == 4 && os.Args[1] == "observe" {
+		observe(strings.Split(os.Args[2], ","), os.Args[3])
+		return
+	}
 	if len(os.Args) < 4 {
 		fmt.Fprintln(os.Stderr, "usage: peer rounds|put|hold ENDPOINT NAME [ROUNDS]")
 		os.Exit(64)

@@ -40,7 +40,7 @@ const calls = {
     const { signal } = (aborts[r.id] = new AbortController())
     return granted(r.mutex, await mutexes[r.mutex].lock(r.timeout === undefined ? { signal } : { timeout: r.timeout, signal }))
   },
-  cancel: (r) => aborts[r.op].abort(new EtcdLockError('ETCDLOCK_CANCELLED', '')),
+  cancel: (r) => aborts[r.op]?.abort(new EtcdLockError('ETCDLOCK_CANCELLED', '')),
   try_lock: async (r) => granted(r.mutex, await mutexes[r.mutex].tryLock()),
   unlock: (r) => mutexes[r.mutex].unlock(),
   state: (r) => state(mutexes[r.mutex]),

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
+import traceback
 
 import etcdlock
 from etcdlock import aio
@@ -94,7 +96,7 @@ CALLS = {
     "inspect": inspect,
     "stats": stats,
     "close": lambda r: sessions[r["session"]].close(r.get("timeout", 5000) / 1000),
-    "cancel": lambda r: local(lambda: tasks[r["op"]].cancel() and None),
+    "cancel": lambda r: local(lambda: tasks.get(r["op"]) and tasks[r["op"]].cancel() and None),
 }
 
 
@@ -105,6 +107,9 @@ async def serve(r, start):
         result = {"kind": error.kind, "message": str(error)}
     except asyncio.CancelledError:
         result = {"kind": "CANCELLED", "message": ""}
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     say(**{"id": r["id"], "from": start}, at=now(), **result)
     tasks.pop(r["id"], None)
 
