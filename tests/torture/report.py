@@ -202,9 +202,13 @@ def picture(history: History, verdict: Verdict) -> str:
             label += " " + fault["worker"]
         a, b = x(fault["from"]), x(fault["to"])
         room = b + 10 if 6.3 * len(label) + 6 < b - a else max(b, a + 3) + 6.3 * len(label) + 12
-        row = next((row for row, until in enumerate(rows) if until <= a), len(rows))
+        # At the right edge the label stands left of its bar.
+        turned = room > left + width + 90
+        first = a - 6.3 * len(label) - 8 if turned else a
+        row = next((row for row, until in enumerate(rows) if until <= first), len(rows))
+        room = b + 10 if turned else room
         rows[row : row + 1] = [room]
-        placed.append((fault, label, a, b, row))
+        placed.append((fault, label, a, b, row, turned))
     faults_height = 18 * max(len(rows), 1)
     locks_y = top + faults_height + 34
     lock_height = 26
@@ -219,14 +223,13 @@ def picture(history: History, verdict: Verdict) -> str:
     text(left, 52, f"etcdlock's torture run, seed {history.end.get('seed')}, {shown} of {history.end.get('seconds', 0):.0f} s; etcd {history.end.get('etcd')}, three members; "
          f"violations seen in the whole run: {len(verdict.violations)}", 13, colour="#555")
     text(left - 12, top + 13, "faults", 13, "end", weight="bold")
-    for fault, label, a, b, row in placed:
+    for fault, label, a, b, row, end_room in placed:
         hand = fault["kind"] in ("lease revoke", "key delete", "compaction", "leader move", "worker kill")
         colour = "#7048a8" if hand else "#a83232"
         band = max(b - a, 1.5)
         add(f'<rect x="{a:.1f}" y="{top + row * 18 + 14}" width="{band:.1f}" height="{bottom - top - row * 18 - 14}" fill="{colour}" fill-opacity="{0.35 if band < 4 else 0.07}"/>')
         add(f'<rect x="{a:.1f}" y="{top + row * 18}" width="{max(band, 3):.1f}" height="14" rx="2" fill="{colour}" fill-opacity="0.85"/>')
         inside = 6.3 * len(label) + 6 < b - a
-        end_room = a + 6 * len(label) + 8 > left + width + 80
         text(a - 4 if end_room else a + 4 + (0 if inside else max(band, 3)), top + row * 18 + 11, label, 11, "end" if end_room else "start",
              "#fff" if inside else colour)
 
