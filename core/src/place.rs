@@ -120,6 +120,8 @@ pub(crate) struct Place {
     inbox: UnboundedReceiver<Command>,
     busy: Arc<AtomicBool>,
     waiters: VecDeque<Waiter>,
+    /// Some of them may only try.
+    tries: bool,
     /// Given-up waiters that want to know when nothing is left of them.
     gave_up: Vec<oneshot::Sender<()>>,
     following: Option<Following>,
@@ -144,6 +146,7 @@ impl Place {
             inbox,
             busy,
             waiters: VecDeque::new(),
+            tries: false,
             gave_up: Vec::new(),
             following: None,
             quiet_rounds: 0,
@@ -198,20 +201,27 @@ impl Place {
             Command::Lock(waiter) if waiter.only_try && occupied => waiter.answer(Ok(None)),
             Command::Lock(waiter) => {
                 self.busy.store(true, Ordering::Release);
+                self.tries |= waiter.only_try;
                 self.waiters.push_back(waiter);
             }
             // Not the hold of now: it was lost, and its reply says so by being dropped.
             Command::Release { .. } => {}
-            Command::GaveUp(tell) => self.gave_up.extend(tell),
+            Command::GaveUp(tell) => {
+                self.waiters.retain(|waiter| !waiter.is_gone());
+                self.gave_up.extend(tell);
+            }
         }
     }
 
-    /// The waiters that are still there. Returns whether there are any.
+    /// Whether there are any waiters still there; then the first is one of them. The others are not
+    /// asked, there can be thousands: one that gives up says so.
     fn anybody_waits(&mut self) -> bool {
         while let Ok(command) = self.inbox.try_recv() {
             self.take(command, false);
         }
-        self.waiters.retain(|waiter| !waiter.is_gone());
+        while self.waiters.front().is_some_and(Waiter::is_gone) {
+            self.waiters.pop_front();
+        }
         if !self.waiters.is_empty() {
             // What is in the store now belongs to those who still wait.
             self.gave_up.clear();
@@ -229,6 +239,9 @@ impl Place {
 
     /// The lock is taken: those who only try need not wait.
     fn answer_tries(&mut self) {
+        if !std::mem::take(&mut self.tries) {
+            return;
+        }
         for waiter in std::mem::take(&mut self.waiters) {
             if waiter.only_try { waiter.answer(Ok(None)) } else { self.waiters.push_back(waiter) }
         }
@@ -530,7 +543,6 @@ impl Place {
                     }
                     Some(command) => {
                         self.take(command, true);
-                        self.waiters.retain(|waiter| !waiter.is_gone());
                         self.gave_up.clear();
                     }
                     None => return Ended::Released(None),

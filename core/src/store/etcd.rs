@@ -1,6 +1,7 @@
 //! The protocol on etcd: every step of the lock is one transaction. docs/protocol.md says the same
 //! in words.
 
+mod batch;
 mod members;
 mod transport;
 mod watch;
@@ -13,6 +14,7 @@ use etcd_client::{
     TxnResponse,
 };
 
+use self::batch::{Answer, Batches};
 use self::members::{Members, Role};
 use self::watch::Watches;
 use super::{
@@ -26,17 +28,15 @@ use crate::sabotage::{Sabotage, is_on};
 
 pub(crate) struct EtcdStore {
     members: Arc<Members>,
+    batches: Arc<Batches>,
     watches: Watches,
 }
 
 impl EtcdStore {
     pub(crate) fn new(urls: &[String], connection: &Connection, env: Env) -> Result<Self> {
         let members = Arc::new(Members::new(urls, connection, env.clone())?);
-        Ok(EtcdStore { watches: Watches::new(members.clone(), env), members })
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<TxnResponse, Trouble> {
-        self.txn_at(Role::Queue, txn).await
+        let batches = Batches::new(members.clone(), env.clone());
+        Ok(EtcdStore { watches: Watches::new(members.clone(), env), batches, members })
     }
 
     async fn txn_at(&self, role: Role, txn: Txn) -> Result<TxnResponse, Trouble> {
@@ -164,15 +164,16 @@ impl Store for EtcdStore {
         Box::pin(async move {
             let unused = Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, 0);
             let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
-            let answer = self
-                .txn(
+            let Answer { revision, response: answer } = self
+                .batches
+                .send(
+                    &ticket.name,
                     Txn::new()
                         .when([unused, not_void])
                         .and_then([get_tail(&ticket.name), put(ticket)])
                         .or_else([get_key(&ticket.key)]),
                 )
                 .await?;
-            let revision = revision_of(&answer)?;
             let read = next_read(&mut reads(&answer))?;
             if answer.succeeded() {
                 return Ok(Entered { token: revision, ahead: Ahead { revision, keys: nearest(&read, &ticket.name) } });
@@ -189,15 +190,16 @@ impl Store for EtcdStore {
             // as zero.
             let nobody = Compare::create_revision(prefix(&ticket.name), CompareOp::Equal, 0).with_prefix();
             let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
-            let answer = self
-                .txn(
+            let Answer { revision, response: answer } = self
+                .batches
+                .send(
+                    &ticket.name,
                     Txn::new()
                         .when([nobody, not_void])
                         .and_then([put(ticket)])
                         .or_else([get_some(&ticket.name), get_key(&ticket.key)]),
                 )
                 .await?;
-            let revision = revision_of(&answer)?;
             if answer.succeeded() {
                 return Ok(Some(Entered { token: revision, ahead: Ahead { revision, keys: Some(Vec::new()) } }));
             }
@@ -248,10 +250,10 @@ impl Store for EtcdStore {
                 // Whatever is there now, a late copy of the entry has made it.
                 absent.push(TxnOp::delete(ticket.key.as_str(), None));
             }
-            let answer = self.txn(Txn::new().when(conditions).and_then(present).or_else(absent)).await?;
+            let txn = Txn::new().when(conditions).and_then(present).or_else(absent);
+            let Answer { revision, response: answer } = self.batches.send(&ticket.name, txn).await?;
             let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
 
-            let revision = revision_of(&answer)?;
             let read = next_read(&mut reads(&answer))?;
             let (token, keys) = if answer.succeeded() {
                 (revision, nearest(&read, &next.name))
@@ -292,7 +294,7 @@ impl Store for EtcdStore {
                 Guarded::Get { key } => TxnOp::get(key.clone(), None),
                 Guarded::Delete { key } => TxnOp::delete(key.clone(), None),
             };
-            let answer = self.txn(Txn::new().when([owner]).and_then([op])).await?;
+            let answer = self.txn_at(Role::Queue, Txn::new().when([owner]).and_then([op])).await?;
             if !answer.succeeded() {
                 return Ok(GuardedAnswer::NotOwner);
             }
@@ -505,6 +507,68 @@ mod tests {
         assert!(rig.look(&tickets[19], entered[19].token).ahead.is_nobody());
         rig.leave(&tickets[19], None, false, None).unwrap();
         assert!(rig.enter_if_free(&rig.ticket(40)).unwrap().is_some(), "a try is not misled by nested keys");
+    }
+
+    /// Enters all at the same time; the answers in the order of the tickets.
+    fn enter_all(rig: &Rig, tickets: Vec<Ticket>) -> Vec<Result<Entered, Trouble>> {
+        rig.ask(move |store| async move {
+            let enter = |ticket: Ticket| {
+                let store = store.clone();
+                tokio::spawn(async move { store.enter(&ticket).await })
+            };
+            let all: Vec<_> = tickets.into_iter().map(enter).collect();
+            let mut answers = Vec::new();
+            for one in all {
+                answers.push(one.await.unwrap());
+            }
+            Ok(answers)
+        })
+        .unwrap()
+    }
+
+    fn ticket_of_its_own_name(rig: &Rig, n: u32) -> Ticket {
+        Ticket { name: format!("n{n}").into(), key: format!("n{n}/{:x}-0", rig.lease), ..rig.ticket(0) }
+    }
+
+    #[test]
+    fn requests_that_queue_up_go_together() {
+        let rig = Rig::start();
+        let before = rig.store.requests();
+        let entered = enter_all(&rig, (0..200).map(|n| ticket_of_its_own_name(&rig, n)).collect());
+        assert!(entered.iter().all(|answer| answer.as_ref().unwrap().ahead.is_nobody()));
+        assert_eq!(rig.store.requests() - before, 6, "four alone, then what queued up: 100 and 96");
+        // Who comes second is told who is first, in one transaction with others as well.
+        let second = |n| Ticket { key: format!("n{n}/{:x}-1", rig.lease), ..ticket_of_its_own_name(&rig, n) };
+        for (n, answer) in enter_all(&rig, (0..200).map(second).collect()).into_iter().enumerate() {
+            let answer = answer.unwrap();
+            assert_eq!(answer.ahead.keys, Some(vec![ticket_of_its_own_name(&rig, n as u32).key]));
+            assert!(answer.token > entered[n].as_ref().unwrap().token);
+        }
+    }
+
+    #[test]
+    fn one_refused_request_does_not_fail_those_that_went_with_it() {
+        let rig = Rig::start();
+        let dead = rig.ask(|store| async move { store.open_lease(60).await }).unwrap().0;
+        rig.ask(move |store| async move { store.close_lease(dead).await }).unwrap();
+        let lease_of = |n| if n == 50 { dead } else { rig.lease };
+        let tickets = (0..60).map(|n| Ticket { lease: lease_of(n), ..ticket_of_its_own_name(&rig, n) }).collect();
+        for (n, answer) in enter_all(&rig, tickets).into_iter().enumerate() {
+            match n {
+                50 => assert_eq!(answer.unwrap_err(), Trouble::LeaseGone),
+                _ => assert!(answer.unwrap().ahead.is_nobody()),
+            }
+        }
+    }
+
+    #[test]
+    fn two_tickets_of_one_name_never_have_one_token() {
+        let rig = Rig::start();
+        let entered = enter_all(&rig, (0..40).map(|n| rig.ticket(n)).collect());
+        let mut tokens: Vec<_> = entered.into_iter().map(|answer| answer.unwrap().token).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        assert_eq!(tokens.len(), 40);
     }
 
     #[test]

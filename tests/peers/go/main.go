@@ -1,13 +1,16 @@
 // Command peer locks with etcd's own Go client (concurrency.Mutex), for etcdlock's tests and benchmark.
 //
-//	peer rounds ENDPOINT NAME ROUNDS    lock and unlock ROUNDS times
-//	peer put    ENDPOINT KEY  ROUNDS    put ROUNDS times
-//	peer hold   ENDPOINT NAME           lock, print "held TOKEN", unlock when standard input closes
+//	peer rounds  ENDPOINT NAME ROUNDS   lock and unlock ROUNDS times
+//	peer put     ENDPOINT KEY  ROUNDS   put ROUNDS times
+//	peer try     ENDPOINT NAME ROUNDS   try a lock that another session holds
+//	peer many    ENDPOINT NAME ROUNDS   256 goroutines, each with a name of its own
+//	peer classic ENDPOINT NAME ROUNDS   ROUNDS goroutines want one lock, with a session each
+//	peer hold    ENDPOINT NAME          lock, print "held TOKEN", unlock when standard input closes
 //	peer drive                          the part of tests/suite's protocol that Go's Mutex has
 //	peer observe ENDPOINTS PREFIX       print every change under PREFIX as a line of JSON
 //
-// Each of the first three starts with a line "ready" and waits for a line on standard input. "rounds" and "put" print,
-// for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took.
+// All but the last two start with a line "ready" and wait for a line on standard input. All but "hold"
+// of those print, for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took.
 package main
 
 import (
@@ -18,6 +21,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -42,7 +46,7 @@ func main() {
 		return
 	}
 	if len(os.Args) < 4 {
-		fmt.Fprintln(os.Stderr, "usage: peer rounds|put|hold ENDPOINT NAME [ROUNDS]")
+		fmt.Fprintln(os.Stderr, "usage: peer rounds|put|try|many|classic|hold ENDPOINT NAME [ROUNDS]")
 		os.Exit(64)
 	}
 	what, endpoint, name := os.Args[1], os.Args[2], os.Args[3]
@@ -61,6 +65,12 @@ func main() {
 	defer session.Close()
 	mutex := concurrency.NewMutex(session, name)
 
+	if what == "try" {
+		other, err := concurrency.NewSession(client, concurrency.WithTTL(10))
+		check(err)
+		defer other.Close()
+		check(concurrency.NewMutex(other, name).Lock(ctx))
+	}
 	stdin := bufio.NewReader(os.Stdin)
 	fmt.Println("ready")
 	_, err = stdin.ReadString('\n')
@@ -86,6 +96,45 @@ func main() {
 			check(err)
 			fmt.Fprintln(out, "enter", 0, time.Since(start).Nanoseconds())
 		}
+	case "try":
+		for i := 0; i < rounds; i++ {
+			start := time.Now()
+			if err := mutex.TryLock(ctx); err != concurrency.ErrLocked {
+				check(fmt.Errorf("a try of a lock that is held: %v", err))
+			}
+			fmt.Fprintln(out, "enter", 0, time.Since(start).Nanoseconds())
+		}
+	case "many":
+		took := make([][]time.Duration, names)
+		side(names, func(i int) {
+			mutex := concurrency.NewMutex(session, fmt.Sprintf("%s-%d", name, i))
+			for n := 0; n < rounds/names; n++ {
+				start := time.Now()
+				check(mutex.Lock(ctx))
+				check(mutex.Unlock(ctx))
+				took[i] = append(took[i], time.Since(start))
+			}
+		})
+		for _, each := range took {
+			for _, d := range each {
+				fmt.Fprintln(out, "enter", 0, d.Nanoseconds())
+			}
+		}
+	case "classic":
+		took := make([]time.Duration, rounds)
+		side(rounds, func(i int) {
+			start := time.Now()
+			session, err := concurrency.NewSession(client, concurrency.WithTTL(10))
+			check(err)
+			defer session.Close()
+			mutex := concurrency.NewMutex(session, name)
+			check(mutex.Lock(ctx))
+			check(mutex.Unlock(ctx))
+			took[i] = time.Since(start)
+		})
+		for _, d := range took {
+			fmt.Fprintln(out, "enter", 0, d.Nanoseconds())
+		}
 	case "hold":
 		check(mutex.Lock(ctx))
 		token, err := tokenOf(ctx, client, mutex)
@@ -98,6 +147,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "peer: unknown:", what)
 		os.Exit(64)
 	}
+}
+
+const names = 256
+
+// side runs count goroutines side by side and waits for them.
+func side(count int, run func(int)) {
+	var all sync.WaitGroup
+	for i := 0; i < count; i++ {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			run(i)
+		}()
+	}
+	all.Wait()
 }
 
 // tokenOf is only asked for where a test needs it: it costs a read, which the benchmark leaves out.
