@@ -8,7 +8,7 @@ cargo build --release --locked --quiet -p etcdlock-demo -p etcdlock --bins --exa
 counters=("rust=target/release/examples/counter")
 
 # A language joins in with a script that builds what it needs and prints its command.
-for language in c cpp python node; do
+for language in c cpp python node java kotlin ruby; do
     script="examples/$language/counter.sh"
     [ -x "$script" ] || continue
     if command=$("$script" 2>target/demo-$language.log); then

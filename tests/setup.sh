@@ -45,5 +45,9 @@ if ! have etcd && [ -z "${ETCD_BIN:-}" ] && [ ! -x .venv/bin/etcd ]; then
         exit 1
     fi
 fi
+# Ruby is one of the languages, and the tests leave it out where it is not.
+if can_apt && ! ruby -e 'require "ffi"' 2>/dev/null; then
+    apt_install ruby ruby-ffi || say "Ruby cannot be installed; it is left out"
+fi
 etcd=${ETCD_BIN:-$(command -v etcd || echo .venv/bin/etcd)}
 say "ready: $("$etcd" --version 2>/dev/null | head -n 1), $("${PROTOC:-protoc}" --version), $(cargo --version)"

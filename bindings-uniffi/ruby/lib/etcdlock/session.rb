@@ -1,0 +1,56 @@
+# frozen_string_literal: true
+
+module Etcdlock
+  # One who holds a lock or waits for it. age is in seconds, or nil.
+  Contender = Struct.new(:holder, :owner, :host, :pid, :language, :token, :age, :key, keyword_init: true) do
+    alias_method :holder?, :holder
+  end
+
+  # Counters of a session, from its start.
+  Stats = Struct.new(:locks, :holds_lost, :leases_lost, :renewals, :requests, keyword_init: true)
+
+  # A connection to where locks live, with one lease that is renewed in the background until the session is closed.
+  #
+  # Made by Etcdlock.connect. Any number of threads and mutexes may share it. If its lease is lost, its holds are lost, and
+  # it gets itself a new lease: waiters go on waiting, and new locks work. The end of the process closes it.
+  class Session
+    def initialize(native)
+      @native = native
+    end
+
+    # A mutex of this name. Local: nothing is sent. Mutexes of one name exclude each other, here and everywhere. Raises
+    # Invalid for a name that is empty, over 1,024 bytes or has a NUL, and Closed.
+    def mutex(name) = Mutex.new(Native.call { @native.mutex(name) })
+
+    # Who holds the lock of this name and who waits for it, in order. Entries of etcd's own clients show too. Blocks for
+    # one request, at most 5 s; raises Unavailable or Denied.
+    def contenders(name)
+      Native.wait { @native.contenders(name) }.contenders.map do |c|
+        Contender.new(holder: c.is_holder, owner: c.owner, host: c.host, pid: c.pid, language: c.language, token: c.token,
+                      age: c.age, key: c.key)
+      end
+    end
+
+    # Releases all holds, revokes the lease and ends the session. Blocks until etcd has confirmed it, at most timeout
+    # seconds; then raises Unavailable, and the lease ends by itself within its TTL. Closing twice is fine.
+    def close(timeout: 5)
+      limit = Native.seconds("timeout", timeout) || 5.0
+      Native.wait { @native.close(limit) }
+      nil
+    end
+
+    # The TTL that etcd granted, in seconds; it may be longer than what was asked for.
+    def ttl = @native.ttl
+
+    # The id of the lease, which changes when the session had to get a new one; nil while it has none.
+    def lease_id = @native.lease_id
+
+    # What the session has done so far.
+    def stats
+      s = @native.stats
+      Stats.new(locks: s.locks, holds_lost: s.holds_lost, leases_lost: s.leases_lost, renewals: s.renewals, requests: s.requests)
+    end
+
+    def inspect = "#<Etcdlock::#{@native.text}>"
+  end
+end
