@@ -9,7 +9,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 cp "$jar" "$lib"/{jna,kotlin-stdlib}-[0-9]*.jar "$example" .
-unzip -l etcdlock-*.jar | grep -q ' linux-x86-64/libetcdlock_uniffi.so$'
+[ "$(jar tf etcdlock-*.jar linux-x86-64/libetcdlock_uniffi.so)" ]
 javac -Xlint:all -Werror -cp '*' -d . Counter.java
 printf '%010d' 0 > count
 running=()
