@@ -316,7 +316,10 @@ impl Place {
                     Err(refusal) => {
                         // What a full database refuses may have been applied all the same: etcd
                         // checks the quota, applies, and then answers (`quotaApplierV3`).
-                        doubtful |= matches!(refusal, Trouble::Refused(_));
+                        if matches!(refusal, Trouble::Refused(_)) {
+                            doubtful = true;
+                            session.retire_keys();
+                        }
                         let error = self.error_of(&refusal);
                         self.fail_all(&error);
                     }
@@ -648,6 +651,9 @@ impl Place {
                         let lost = || Error::lost(&self.name, standing.token, &Loss::KeyDeleted);
                         let _ = reply.send(if gone { Err(lost()) } else { Ok(()) });
                     }
+                    if standing.doubtful && !may_put {
+                        self.mark_later(standing);
+                    }
                     return match orphan {
                         Some(orphan) => self.withdraw_next(orphan).await,
                         None => handed_over,
@@ -699,6 +705,22 @@ impl Place {
             }
             retry.pause().await;
         }
+    }
+
+    /// Puts the marker of a doubtful ticket once there is room for it, and takes out what a late
+    /// copy of its entry has made until then.
+    fn mark_later(&self, Standing { ticket, lease, .. }: Standing) {
+        let service = self.service.clone();
+        self.service.env.spawn(async move {
+            let mut retry = Retry::new();
+            while lease.is_alive(service.env.now()) {
+                retry.pause().await;
+                let leaving = Leaving { ticket: &ticket, token: None, void: true, next: None };
+                if let Ok(_) | Err(Trouble::LeaseGone) = service.store.leave(leaving).await {
+                    return;
+                }
+            }
+        });
     }
 }
 

@@ -76,6 +76,11 @@ impl Process {
         Wire { world: self.world.clone(), process: self.number, member }.channel()
     }
 
+    /// Tasks that have not ended.
+    fn tasks(&self) -> usize {
+        self.doings().tasks.iter().filter(|task| !task.is_finished()).count()
+    }
+
     fn is_killed(&self) -> bool {
         self.killed.load(Ordering::Relaxed)
     }

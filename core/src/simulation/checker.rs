@@ -108,7 +108,7 @@ impl Waits {
 }
 
 impl Checker {
-    pub(super) fn changed(&mut self, changes: &[Change], cause: Cause, _now: Duration) -> Vec<String> {
+    pub(super) fn changed(&mut self, changes: &[Change], cause: Cause) -> Vec<String> {
         let mut found = Vec::new();
         for change in changes {
             let key = String::from_utf8_lossy(&change.kv.key);

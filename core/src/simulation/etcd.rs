@@ -120,6 +120,16 @@ impl Etcd {
         RangeResponse { header: self.header(), kvs, more, count }
     }
 
+    /// What another member has done.
+    pub(super) fn apply(&mut self, change: &Change) {
+        self.revision = change.revision;
+        if change.is_delete {
+            self.keys.remove(&change.kv.key);
+        } else {
+            self.keys.insert(change.kv.key.clone(), change.kv.clone());
+        }
+    }
+
     fn holds(&self, compare: &Compare) -> bool {
         let of = |kv: Option<&KeyValue>| match compare.target {
             0 => (kv.map_or(0, |kv| kv.version), compare.version),

@@ -1,18 +1,18 @@
 //! The world outside the processes: etcd's members, what the network does to requests and answers,
 //! and the log of it all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::hash::Hasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prost::bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
-use tonic::Status;
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
+use tonic::{Code, Status};
 
 use super::checker::{Cause, Checker};
 use super::etcd::{Change, Etcd, is_in};
@@ -37,14 +37,18 @@ pub(super) enum Fault {
     WatchUnsynced,
     MemberDown,
     MemberSilent,
+    MemberLags,
     ClusterRestarted,
+    DatabaseFull,
     KeyDeleted,
     LeaseRevoked,
     LeaseExpired,
     OtherTtl,
     ProcessPaused,
     ProcessKilled,
+    /// As by a suspended machine: its timers have not seen that time.
     ClockJumped,
+    SessionClosed,
 }
 
 /// Those of a single request.
@@ -66,6 +70,14 @@ pub(super) enum Member {
     Down,
     /// Nothing comes back.
     Silent,
+}
+
+/// What one member has applied, and its watchers have seen.
+#[derive(Default)]
+struct Copy {
+    etcd: Etcd,
+    lag: Duration,
+    on_the_way: VecDeque<(Instant, Arc<Vec<Change>>)>,
 }
 
 #[derive(Default)]
@@ -93,7 +105,11 @@ pub(super) struct World {
     pub(super) requests: u64,
     /// Requests that may still change something.
     pub(super) in_flight: u32,
-    pub(super) members: Vec<Member>,
+    members: Vec<Member>,
+    copies: Vec<Copy>,
+    /// Nothing more can be put.
+    pub(super) is_full: bool,
+    me: Weak<Mutex<World>>,
     /// The chance of each fault of [`OF_REQUESTS`], for each request.
     pub(super) chances: BTreeMap<Fault, f64>,
     /// The least and most that a message takes one way.
@@ -134,24 +150,43 @@ macro_rules! say {
 pub(super) use say;
 
 impl World {
-    pub(super) fn new(seed: u64, members: usize, keep_log: bool) -> World {
+    pub(super) fn start(seed: u64, keep_log: bool) -> Shared {
         let log = Log { lines: keep_log.then(Vec::new), ..Default::default() };
-        World {
-            start: Instant::now(),
-            etcd: Etcd { revision: 1, ..Default::default() },
-            checker: Checker::default(),
-            log,
-            rng: fastrand::Rng::with_seed(seed),
-            faults: BTreeMap::new(),
-            requests: 0,
-            in_flight: 0,
-            members: vec![Member::Up; members],
-            chances: BTreeMap::new(),
-            latency: (MS / 10, MS),
-            late_expiry: Duration::ZERO,
-            streams: Vec::new(),
-            last_stream: 0,
-        }
+        Arc::new_cyclic(|me| {
+            Mutex::new(World {
+                me: me.clone(),
+                start: Instant::now(),
+                etcd: Etcd { revision: 1, ..Default::default() },
+                checker: Checker::default(),
+                log,
+                rng: fastrand::Rng::with_seed(seed),
+                faults: BTreeMap::new(),
+                requests: 0,
+                in_flight: 0,
+                members: Vec::new(),
+                copies: Vec::new(),
+                is_full: false,
+                chances: BTreeMap::new(),
+                latency: (MS / 10, MS),
+                late_expiry: Duration::ZERO,
+                streams: Vec::new(),
+                last_stream: 0,
+            })
+        })
+    }
+
+    pub(super) fn set_members(&mut self, members: usize) {
+        self.members = vec![Member::Up; members];
+        let copy = || Copy { etcd: Etcd { revision: 1, ..Default::default() }, ..Default::default() };
+        self.copies = std::iter::repeat_with(copy).take(members).collect();
+    }
+
+    pub(super) fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    fn shared(&self) -> Shared {
+        self.me.upgrade().expect("somebody has called this")
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -202,39 +237,67 @@ impl World {
 
     // ---- etcd's own doings -----------------------------------------------------------------
 
-    /// Everything that changed goes to the checker and to the watchers.
-    pub(super) fn changed(&mut self, changes: &[Change], cause: Cause) {
-        for change in changes {
+    /// Everything that changed goes to the checker and to the members.
+    pub(super) fn changed(&mut self, changes: Vec<Change>, cause: Cause) {
+        for change in &changes {
             let key = String::from_utf8_lossy(&change.kv.key);
             let what = if change.is_delete { "gone" } else { "put" };
             say!(self, "etcd: {} {what} {key} (created {}, {cause:?})", change.revision, change.kv.create_revision);
         }
-        let found = self.checker.changed(changes, cause, self.start.elapsed());
+        let found = self.checker.changed(&changes, cause);
         found.into_iter().for_each(|text| self.violation(text));
         if changes.is_empty() {
             return;
         }
-        let header = self.etcd.header();
-        let now = Instant::now();
-        for at in 0..self.streams.len() {
-            for id in self.streams[at].watchers.keys().copied().collect::<Vec<_>>() {
-                let watcher = &self.streams[at].watchers[&id];
-                // Core asks for deletes only.
-                let events = changes.iter().filter(|c| c.is_delete && is_in(&c.kv.key, &watcher.key, &watcher.range_end));
-                let events: Vec<_> = events.map(Change::event).collect();
-                if events.is_empty() || self.streams[at].silent {
-                    continue;
-                }
-                let mut arrives = now + self.latency();
-                let watcher = self.streams[at].watchers.get_mut(&id).expect("found above");
-                if watcher.unsynced_until > now {
-                    arrives = watcher.unsynced_until.max(arrives);
-                }
-                watcher.last_arrival = watcher.last_arrival.max(arrives);
-                let arrives = watcher.last_arrival;
-                let response = WatchResponse { header, watch_id: id, events, ..Default::default() };
-                self.streams[at].stream.push(arrives, Ok(framed(&response)));
+        let (changes, now) = (Arc::new(changes), Instant::now());
+        for member in 0..self.copies.len() {
+            let copy = &mut self.copies[member];
+            let after = copy.on_the_way.back().map_or(now, |(arrives, _)| *arrives);
+            let arrives = after.max(now + copy.lag);
+            copy.on_the_way.push_back((arrives, changes.clone()));
+            if arrives <= now {
+                self.apply(member);
+                continue;
             }
+            let world = self.shared();
+            tokio::spawn(async move {
+                sleep_until(arrives).await;
+                enter(&world).apply(member);
+            });
+        }
+    }
+
+    /// A member applies what has come to it, and tells its watchers.
+    fn apply(&mut self, member: usize) {
+        let now = Instant::now();
+        while let Some((_, changes)) = self.copies[member].on_the_way.pop_front_if(|(arrives, _)| *arrives <= now) {
+            let etcd = &mut self.copies[member].etcd;
+            changes.iter().for_each(|change| etcd.apply(change));
+            let header = etcd.header();
+            for at in 0..self.streams.len() {
+                if self.streams[at].member == member && !self.streams[at].silent {
+                    self.tell_watchers(at, header, &changes);
+                }
+            }
+        }
+    }
+
+    fn tell_watchers(&mut self, stream: usize, header: Option<Header>, changes: &[Change]) {
+        let now = Instant::now();
+        for id in self.streams[stream].watchers.keys().copied().collect::<Vec<_>>() {
+            let watcher = &self.streams[stream].watchers[&id];
+            // Core asks for deletes only.
+            let events = changes.iter().filter(|c| c.is_delete && is_in(&c.kv.key, &watcher.key, &watcher.range_end));
+            let events: Vec<_> = events.map(Change::event).collect();
+            if events.is_empty() {
+                continue;
+            }
+            let arrives = now + self.latency();
+            let open = &mut self.streams[stream];
+            let watcher = open.watchers.get_mut(&id).expect("found above");
+            watcher.last_arrival = watcher.last_arrival.max(arrives).max(watcher.unsynced_until);
+            let response = WatchResponse { header, watch_id: id, events, ..Default::default() };
+            open.stream.push(watcher.last_arrival, Ok(framed(&response)));
         }
     }
 
@@ -244,7 +307,7 @@ impl World {
         found.into_iter().for_each(|text| self.violation(text));
         let changes = self.etcd.end_lease(id)?;
         say!(self, "etcd: lease {id:x} ends ({cause:?})");
-        self.changed(&changes, cause);
+        self.changed(changes, cause);
         Ok(())
     }
 
@@ -252,15 +315,36 @@ impl World {
         self.etcd.leases.keys().copied().collect()
     }
 
-    fn serve(&mut self, process: usize, method: &str, body: &Bytes, shared: &Shared) -> Result<Bytes, Status> {
+    fn no_space() -> Status {
+        Status::new(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+    }
+
+    fn serve(&mut self, process: usize, member: usize, method: &str, body: &Bytes) -> Result<Bytes, Status> {
         let now = self.now();
         let decoded = "core sends what etcd's protocol says";
         match method {
             "Txn" => {
                 let request: TxnRequest = prost::Message::decode(&**body).expect(decoded);
+                if request.is_serializable() {
+                    // The member does not ask the others.
+                    let (answer, _) = self.copies[member].etcd.txn(&request)?;
+                    let revision = answer.header.map(|header| header.revision);
+                    say!(self, "p{process} {request}, as member {member} has it: {revision:?}");
+                    return Ok(framed(&answer));
+                }
+                let is_refused = self.is_full && request.puts();
+                if is_refused && self.rng.bool() {
+                    say!(self, "p{process} {request}: the database is full");
+                    return Err(Self::no_space());
+                }
                 let (answer, changes) = self.etcd.txn(&request)?;
                 say!(self, "p{process} {request}: {}", if answer.succeeded { "yes" } else { "no" });
-                self.changed(&changes, Cause::Request(process));
+                self.changed(changes, Cause::Request(process));
+                if is_refused {
+                    // Before the alarm is raised etcd applies it and refuses it all the same.
+                    say!(self, "p{process}: applied, but the database is full");
+                    return Err(Self::no_space());
+                }
                 Ok(framed(&answer))
             }
             "Range" => {
@@ -269,12 +353,15 @@ impl World {
             }
             "LeaseGrant" => {
                 let request: GrantRequest = prost::Message::decode(&**body).expect(decoded);
+                if self.is_full {
+                    return Err(Self::no_space());
+                }
                 let mut ttl = request.ttl;
                 if self.happens(Fault::OtherTtl) {
                     ttl += self.rng.i64(1..=5);
                 }
                 let answer = self.etcd.grant(ttl, now);
-                expire(shared, answer.id);
+                expire(&self.shared(), answer.id);
                 Ok(framed(&answer))
             }
             "LeaseRevoke" => {
@@ -313,6 +400,12 @@ impl World {
             state == Member::Silent
         });
         self.streams = streams;
+    }
+
+    /// A member has what it is told only that much later.
+    pub(super) fn set_lag(&mut self, member: usize, lag: Duration) {
+        say!(self, "member {member} lags by {lag:?}");
+        self.copies[member].lag = lag;
     }
 
     /// All members are gone and come back. A new leader gives every lease its whole TTL again.
@@ -371,6 +464,8 @@ impl World {
         say!(self, "calm");
         self.chances.clear();
         self.latency = (MS / 10, MS);
+        self.is_full = false;
+        self.copies.iter_mut().for_each(|copy| copy.lag = Duration::ZERO);
         self.restarted();
     }
 
@@ -379,7 +474,7 @@ impl World {
         if self.streams[at].silent {
             return true;
         }
-        let header = self.etcd.header();
+        let header = self.copies[self.streams[at].member].etcd.header();
         let now = Instant::now();
         let arrives = now + self.latency();
         let unsynced = matches!(order, WatchOrder::Create(_)) && self.happens(Fault::WatchUnsynced);
@@ -512,11 +607,11 @@ impl Wire {
         }
         let (served, after, answer_lost, reset_after, copied) = {
             let mut world = enter(&self.world);
-            let process = self.process;
+            let (process, member) = (self.process, self.member);
             if method != "Txn" || held_back {
                 say!(world, "p{process} {method}: arrives{}", if held_back { " late" } else { "" });
             }
-            let served = world.serve(process, method, &message, &self.world);
+            let served = world.serve(process, member, method, &message);
             if let Err(refusal) = &served {
                 say!(world, "p{process} {method}: {}", refusal.message());
             }
@@ -557,7 +652,7 @@ impl Wire {
             sleep(pause).await;
             let mut world = enter(&self.world);
             say!(world, "p{} {method}: a copy arrives", self.process);
-            let _ = world.serve(self.process, method, &message, &self.world);
+            let _ = world.serve(self.process, self.member, method, &message);
         }
     }
 

@@ -1,6 +1,7 @@
 //! One schedule: who does what, what goes wrong when, and what must be true in the end.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub(super) fn run(seed: u64, keep_log: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O");
     let world = runtime.block_on(async {
-        let world = Arc::new(Mutex::new(World::new(seed, 1, keep_log)));
+        let world = World::start(seed, keep_log);
         Schedule::new(world.clone()).run().await;
         world
     });
@@ -72,9 +73,20 @@ struct Schedule {
     waits: Arc<Mutex<Waits>>,
     /// Callers that have not finished.
     busy: Arc<Mutex<BTreeMap<usize, Arc<Process>>>>,
-    sessions: Arc<Mutex<Vec<(usize, Session)>>>,
+    sessions: Arc<Mutex<Vec<Open>>>,
     /// Faults other than those of requests that this schedule has.
     kinds: Vec<Fault>,
+    one_bad_member: bool,
+    /// Clients of another kind that have not finished.
+    peers: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+struct Open {
+    process: Arc<Process>,
+    session: Session,
+    /// Its user has closed it.
+    closed: Arc<AtomicBool>,
 }
 
 /// Somebody who locks and unlocks.
@@ -82,7 +94,9 @@ struct Caller {
     number: usize,
     world: Shared,
     process: Arc<Process>,
-    session: Session,
+    open: Open,
+    /// Refusals are to be expected.
+    may_be_full: bool,
     waits: Arc<Mutex<Waits>>,
     rng: fastrand::Rng,
     names: Vec<String>,
@@ -91,7 +105,7 @@ struct Caller {
 impl Schedule {
     fn new(world: Shared) -> Schedule {
         let (processes, waits, busy, sessions, kinds) = Default::default();
-        Schedule { world, processes, waits, busy, sessions, kinds }
+        Schedule { world, processes, waits, busy, sessions, kinds, one_bad_member: false, peers: Arc::default() }
     }
 
     async fn run(mut self) {
@@ -104,7 +118,12 @@ impl Schedule {
                 1 => vec!["x".to_owned(), "y".to_owned()],
                 _ => vec!["x".to_owned()],
             };
-            (rng.usize(1..=3), rng.usize(1..=2), rng.usize(1..=3), rng.u32(1..=5), names, rng.usize(..4).saturating_sub(2))
+            let (sessions, callers, rounds) = (rng.usize(1..=2), rng.usize(1..=3), rng.u32(1..=5));
+            match rng.u8(..12) {
+                // A long queue.
+                0 => (rng.usize(6..=14), 1, 1, rng.u32(1..=3), vec!["x".to_owned()], rng.usize(..7)),
+                _ => (rng.usize(1..=3), sessions, callers, rounds, names, rng.usize(..4).saturating_sub(2)),
+            }
         };
         for number in 0..processes {
             let rate = 1.0 + (enter(&self.world).rng.f64() - 0.5) * 0.04;
@@ -120,7 +139,12 @@ impl Schedule {
                 let mut world = enter(&self.world);
                 (world.rng.u64(..), names[number % names.len()].clone())
             };
-            tokio::spawn(peer(self.world.clone(), name, fastrand::Rng::with_seed(seed), rounds));
+            let (peers, world) = (self.peers.clone(), self.world.clone());
+            peers.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                peer(world, name, fastrand::Rng::with_seed(seed), rounds).await;
+                peers.fetch_sub(1, Ordering::Relaxed);
+            });
         }
         let looking = tokio::spawn(look_now_and_then(self.world.clone()));
         timeout(disturbed_for, self.disturb()).await.ok();
@@ -128,23 +152,37 @@ impl Schedule {
         self.wait_for_everybody().await;
         self.must_be_tidy().await;
         looking.abort();
+        let (world, processes) = (self.world.clone(), self.processes.clone());
         self.close().await;
+        // Long enough for idle places to go.
+        sleep(5000 * MS).await;
+        let tasks: usize = processes.iter().map(|process| process.tasks()).sum();
+        if tasks > 0 {
+            enter(&world).violation(format!("{tasks} tasks are left"));
+        }
     }
 
     /// Chooses what can go wrong in this schedule, and for how long.
     fn draw(&mut self) -> Duration {
         let mut world = enter(&self.world);
         let world = &mut *world;
-        let members = if world.rng.u8(..3) == 0 { 3 } else { 1 };
-        world.members = vec![Member::Up; members];
+        // In some only one member at a time fails, and nothing else: that must cost no session.
+        self.one_bad_member = world.rng.u8(..12) == 0;
+        let members = if self.one_bad_member || world.rng.u8(..3) == 0 { 3 } else { 1 };
+        world.set_members(members);
         world.latency = match world.rng.u8(..4) {
             0 => (MS, 30 * MS),
             1 => (MS / 10, 300 * MS),
             _ => (MS / 10, MS),
         };
+        if self.one_bad_member {
+            world.latency = (MS / 10, 5 * MS);
+        }
         world.late_expiry = if world.rng.bool() { Duration::ZERO } else { 1000 * MS };
         // Some schedules have few kinds of faults, and those often; a mixture of all hides much.
-        if world.rng.u8(..8) > 0 {
+        // In some nothing happens but that keys and leases are taken away: that must be heard soon.
+        let only_admins = !self.one_bad_member && world.rng.u8(..12) == 0;
+        if !self.one_bad_member && !only_admins && world.rng.u8(..8) > 0 {
             for fault in OF_REQUESTS {
                 if world.rng.u8(..3) == 0 {
                     let chance = [0.01, 0.03, 0.1, 0.3][world.rng.usize(..4)];
@@ -162,16 +200,25 @@ impl Schedule {
             Fault::WatchCompacted,
             Fault::MemberDown,
             Fault::MemberSilent,
+            Fault::MemberLags,
             Fault::ClusterRestarted,
+            Fault::DatabaseFull,
             Fault::KeyDeleted,
             Fault::LeaseRevoked,
             Fault::ProcessPaused,
             Fault::ProcessKilled,
             Fault::ClockJumped,
+            Fault::SessionClosed,
         ] {
             if world.rng.u8(..4) == 0 {
                 self.kinds.push(fault);
             }
+        }
+        if only_admins {
+            self.kinds = vec![Fault::KeyDeleted, Fault::LeaseRevoked];
+        }
+        if self.one_bad_member {
+            self.kinds = vec![Fault::MemberDown, Fault::MemberSilent, Fault::MemberLags, Fault::StreamReset];
         }
         let disturbed_for = 1000 * MS + world.up_to(9000 * MS);
         let chances = format!("{:?}", world.chances);
@@ -182,10 +229,12 @@ impl Schedule {
     fn start_session(&self, process: &Arc<Process>, env: &Env, callers: usize, rounds: u32, names: &[String]) {
         let (target, ttl, seed, first) = {
             let mut world = enter(&self.world);
-            let urls: Vec<_> = (0..world.members.len()).map(|member| format!("http://member{member}:2379")).collect();
+            let urls: Vec<_> = (0..world.members()).map(|member| format!("http://member{member}:2379")).collect();
             let first = self.busy.lock().unwrap().len();
-            (urls.join(","), Duration::from_secs([2, 2, 3, 5][world.rng.usize(..4)]), world.rng.u64(..), first)
+            let ttl = if self.one_bad_member { 5 } else { [2, 2, 3, 5][world.rng.usize(..4)] };
+            (urls.join(","), Duration::from_secs(ttl), world.rng.u64(..), first)
         };
+        let may_be_full = self.kinds.contains(&Fault::DatabaseFull);
         for number in first..first + callers {
             self.busy.lock().unwrap().insert(number, process.clone());
         }
@@ -194,20 +243,28 @@ impl Schedule {
         let starter = process.clone();
         starter.spawn(async move {
             // Long enough for the worst of weathers.
-            let options = Options::default().ttl(ttl).connect_timeout(Duration::from_secs(60));
-            let on = env.clone();
-            let connected = Session::connect_in(|| Ok(on), target.as_str().into(), options).await;
-            let session = match connected {
-                Ok(session) => session,
-                Err(error) => return enter(&world).violation(format!("connect: {error}")),
+            let mut options = Options::default().ttl(ttl).connect_timeout(Duration::from_secs(60));
+            let mut rng = fastrand::Rng::with_seed(seed);
+            if rng.u8(..8) == 0 {
+                options = options.max_hold(Duration::from_millis(rng.u64(20..500)));
+            }
+            let session = loop {
+                let on = env.clone();
+                match Session::connect_in(|| Ok(on), target.as_str().into(), options.clone()).await {
+                    Ok(session) => break session,
+                    Err(error) if may_be_full && error.kind() == ErrorKind::Unavailable => sleep(300 * MS).await,
+                    Err(error) => return enter(&world).violation(format!("connect: {error}")),
+                }
             };
-            sessions.lock().unwrap().push((process.number, session.clone()));
+            let open = Open { process: process.clone(), session, closed: Arc::default() };
+            sessions.lock().unwrap().push(open.clone());
             for number in first..first + callers {
                 let mut caller = Caller {
                     number,
                     world: world.clone(),
                     process: process.clone(),
-                    session: session.clone(),
+                    open: open.clone(),
+                    may_be_full,
                     waits: waits.clone(),
                     rng: fastrand::Rng::with_seed(seed ^ (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
                     names: names.clone(),
@@ -215,7 +272,9 @@ impl Schedule {
                 let busy = busy.clone();
                 process.spawn(async move {
                     for _ in 0..rounds {
-                        caller.round().await;
+                        if !caller.open.closed.load(Ordering::Relaxed) {
+                            caller.round().await;
+                        }
                     }
                     busy.lock().unwrap().remove(&caller.number);
                 });
@@ -252,7 +311,7 @@ impl Schedule {
                 let (member, is_alone) = {
                     let mut world = enter(&self.world);
                     world.count(fault);
-                    let members = world.members.len();
+                    let members = world.members();
                     let member = world.rng.usize(..members);
                     world.set_member(member, if fault == Fault::MemberDown { Member::Down } else { Member::Silent });
                     (member, members == 1)
@@ -265,7 +324,7 @@ impl Schedule {
                 {
                     let mut world = enter(&self.world);
                     world.count(fault);
-                    (0..world.members.len()).for_each(|member| world.set_member(member, Member::Down));
+                    (0..world.members()).for_each(|member| world.set_member(member, Member::Down));
                 }
                 sleep(lasts).await;
                 enter(&self.world).restarted();
@@ -277,7 +336,7 @@ impl Schedule {
                 if let Some(key) = world.rng.choice(contenders) {
                     world.count(fault);
                     let gone = world.etcd.delete_all(&[key]);
-                    world.changed(&gone, Cause::Admin);
+                    world.changed(gone, Cause::Admin);
                     self.must_be_heard(&world);
                 }
             }
@@ -290,12 +349,52 @@ impl Schedule {
                     self.must_be_heard(&world);
                 }
             }
+            Fault::MemberLags => {
+                let mut world = enter(&self.world);
+                world.count(fault);
+                let members = world.members();
+                let member = world.rng.usize(..members);
+                world.set_lag(member, lasts);
+            }
+            Fault::DatabaseFull => {
+                let mut world = enter(&self.world);
+                world.count(fault);
+                say!(world, "etcd: the database is full");
+                world.is_full = true;
+                drop(world);
+                sleep(lasts).await;
+                let mut world = enter(&self.world);
+                say!(world, "etcd: there is room again");
+                world.is_full = false;
+            }
+            Fault::SessionClosed => {
+                let sessions = self.sessions.lock().unwrap().clone();
+                let mut world = enter(&self.world);
+                let Some(open) = world.rng.choice(sessions) else { return };
+                if open.process.is_killed() || open.closed.swap(true, Ordering::Relaxed) {
+                    return;
+                }
+                world.count(fault);
+                say!(world, "p{}: closes a session", open.process.number);
+                drop(world);
+                let world = self.world.clone();
+                open.process.clone().spawn(async move {
+                    let since = enter(&world).now();
+                    let closed = open.session.close(lasts).await;
+                    let mut world = enter(&world);
+                    let took = world.now() - since;
+                    say!(world, "p{}: closed, {:?}", open.process.number, closed.map_err(|error| error.kind()));
+                    if took > lasts + SLACK && open.process.ran_since(since) {
+                        world.violation(format!("close({lasts:?}) took {took:?}"));
+                    }
+                });
+            }
             Fault::ProcessPaused => {
                 let process = {
                     let mut world = enter(&self.world);
                     world.count(fault);
                     let at = world.rng.usize(..self.processes.len());
-                    say!(world, "p{at}: paused");
+                    say!(world, "p{at}: {fault:?}");
                     self.processes[at].clone()
                 };
                 process.pause();
@@ -367,7 +466,7 @@ impl Schedule {
 
     async fn wait_for_everybody(&self) {
         let until = Instant::now() + EVERYBODY_SERVED;
-        while !self.alive_and_busy().is_empty() {
+        while !self.alive_and_busy().is_empty() || self.peers.load(Ordering::Relaxed) > 0 {
             if Instant::now() > until {
                 let callers = self.alive_and_busy();
                 return enter(&self.world).violation(format!("{EVERYBODY_SERVED:?} after the last fault {callers:?} still wait"));
@@ -409,9 +508,13 @@ impl Schedule {
 
     async fn close(self) {
         let sessions = std::mem::take(&mut *self.sessions.lock().unwrap());
-        for (number, session) in sessions {
-            if self.processes[number].is_killed() {
+        for Open { process, session, .. } in sessions {
+            if process.is_killed() {
                 continue;
+            }
+            let lost = session.stats().leases_lost;
+            if self.one_bad_member && lost > 0 {
+                enter(&self.world).violation(format!("one bad member at a time cost a session {lost} leases"));
             }
             if let Err(error) = session.close(5000 * MS).await {
                 enter(&self.world).violation(format!("close in good weather: {error}"));
@@ -461,7 +564,7 @@ impl Caller {
 
     async fn round(&mut self) {
         let name = self.names[self.rng.usize(..self.names.len())].clone();
-        let mutex = self.session.mutex(&name).expect("a good name");
+        let mutex = self.open.session.mutex(&name).expect("a good name, and the session is open");
         let since = self.now();
         let what = self.rng.u8(..12);
         let limit = match what {
@@ -534,8 +637,12 @@ impl Caller {
     }
 
     fn unexpected(&self, what: &str, error: &crate::Error) {
-        // What is done while the process dies is nobody's business.
-        if !self.process.is_killed() {
+        let is_expected = match error.kind() {
+            ErrorKind::Unavailable => self.may_be_full,
+            ErrorKind::Closed => self.open.closed.load(Ordering::Relaxed),
+            _ => false,
+        };
+        if !is_expected {
             enter(&self.world).violation(format!("{what} of c{}: {error}", self.number));
         }
     }
@@ -599,11 +706,12 @@ async fn peer(world: Shared, name: String, mut rng: fastrand::Rng, rounds: u32) 
         let (lease, token) = {
             let mut world = enter(&world);
             let now = world.now();
-            let lease = world.etcd.grant(60, now).id;
+            // One whose lease is short may lose it: it is not renewed.
+            let lease = world.etcd.grant(if rng.u8(..4) == 0 { 3 } else { 60 }, now).id;
             let put = PutRequest { key: format!("{name}/{lease:x}").into_bytes(), value: Vec::new(), lease };
             let txn = TxnRequest { success: vec![RequestOp { op: Some(Op::Put(put)) }], ..Default::default() };
             let (_, changes) = world.etcd.txn(&txn).expect("the lease is new");
-            world.changed(&changes, Cause::Peer);
+            world.changed(changes, Cause::Peer);
             (lease, world.etcd.revision)
         };
         expire(&world, lease);
@@ -626,6 +734,14 @@ async fn peer(world: Shared, name: String, mut rng: fastrand::Rng, rounds: u32) 
             }
         }
         sleep(Duration::from_millis(rng.u64(..400))).await;
-        let _ = enter(&world).end_lease(lease, Cause::Peer);
+        let crashed = enter(&world).now();
+        if rng.u8(..8) > 0 {
+            let _ = enter(&world).end_lease(lease, Cause::Peer);
+        } else if let Some(known) = enter(&world).etcd.leases.get_mut(&lease) {
+            // It has crashed.
+            known.ttl = Duration::from_secs(2);
+            known.expires = known.expires.min(crashed + known.ttl);
+            expire(&world, lease);
+        }
     }
 }

@@ -290,6 +290,24 @@ pub(super) struct Event {
     pub(super) kv: Option<KeyValue>,
 }
 
+impl TxnRequest {
+    fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.success.iter().chain(&self.failure).filter_map(|op| op.op.as_ref())
+    }
+
+    /// Whether any member may answer it from what it has.
+    pub(super) fn is_serializable(&self) -> bool {
+        self.ops().all(|op| matches!(op, Op::Range(range) if range.serializable))
+    }
+
+    pub(super) fn puts(&self) -> bool {
+        self.ops().any(|op| match op {
+            Op::Txn(nested) => nested.puts(),
+            other => matches!(other, Op::Put(_)),
+        })
+    }
+}
+
 impl std::fmt::Display for TxnRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = |key| String::from_utf8_lossy(key).into_owned();
