@@ -216,6 +216,39 @@ pub(crate) struct Connection {
     pub(crate) server_name: Option<String>,
 }
 
+/// What certificate files hold, as PEM texts.
+pub(crate) struct Pems {
+    pub(crate) ca: Option<String>,
+    pub(crate) identity: Option<(String, String)>,
+}
+
+impl Connection {
+    pub(crate) fn has_files(&self) -> bool {
+        self.ca.is_some() || self.identity.is_some()
+    }
+
+    /// Reads the files that are named, away from the io thread: a disk or a network mount may be slow.
+    pub(crate) async fn read_files(&self) -> Result<Pems> {
+        let (ca, identity) = (self.ca.clone(), self.identity.clone());
+        let read = move || {
+            Ok(Pems {
+                ca: ca.map(|ca| read_pem("ca", ca)).transpose()?,
+                identity: identity.map(|(cert, key)| Ok((read_pem("cert", cert)?, read_pem("key", key)?))).transpose()?,
+            })
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| Err(Error::internal("reading certificates panicked")))
+    }
+}
+
+fn read_pem(what: &str, pem_or_path: String) -> Result<String> {
+    if pem_or_path.contains("-----BEGIN") {
+        return Ok(pem_or_path);
+    }
+    std::fs::read_to_string(&pem_or_path).map_err(|error| {
+        Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}"))
+    })
+}
+
 /// Where locks live, parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Address {
@@ -289,7 +322,7 @@ fn parse_address(text: &str, connection: &Connection) -> Result<Address> {
         }
         return Ok(Address::Memory(name.to_owned()));
     }
-    let wants_tls = connection.ca.is_some() || connection.identity.is_some();
+    let wants_tls = connection.has_files();
     let mut urls = Vec::new();
     for part in text.split(',') {
         let url = parse_endpoint(part.trim(), text, wants_tls)?;

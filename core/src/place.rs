@@ -126,6 +126,8 @@ pub(crate) struct Place {
     gave_up: Vec<oneshot::Sender<()>>,
     following: Option<Following>,
     quiet_rounds: u32,
+    /// Our last ticket had many ahead of it.
+    crowded: bool,
     /// The lease beneath our ticket and the hold on it, for the case that this task panics.
     lease: Option<Arc<Lease>>,
     holder: Weak<HoldCore>,
@@ -150,6 +152,7 @@ impl Place {
             gave_up: Vec::new(),
             following: None,
             quiet_rounds: 0,
+            crowded: false,
             lease: None,
             holder: Weak::new(),
         }
@@ -169,6 +172,11 @@ impl Place {
                 }
             }
             self.serve().await;
+            if self.crowded {
+                // Where many take turns, each that has had its own and still listened would cost
+                // one more event at every release.
+                self.following = None;
+            }
         }
     }
 
@@ -381,6 +389,7 @@ impl Place {
         } else {
             self.quiet_rounds = 0;
         }
+        self.crowded = standing.ahead.keys.as_ref().is_none_or(|keys| keys.len() > NEAR);
         let mut retry = Retry::new();
         // A change that we have heard and that a look has to know.
         let mut heard = None;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::error::Result;
 use crate::options::{Address, Connection};
 use crate::place::{Command, Place};
 use crate::runtime::Env;
@@ -39,18 +38,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Service {
     /// The service of a target, shared with the sessions that use it already.
-    pub(crate) fn of(env: &Env, address: Address, connection: Connection) -> Result<Arc<Service>> {
+    pub(crate) fn of(env: &Env, address: Address, connection: Connection) -> Arc<Service> {
         let mut services = lock(&env.services);
         services.retain(|_, service| service.strong_count() > 0);
         // Memory has no credentials, and the same name is the same place.
         let connection = if matches!(address, Address::Memory(_)) { Connection::default() } else { connection };
         let key = (address, connection);
         if let Some(service) = services.get(&key).and_then(Weak::upgrade) {
-            return Ok(service);
+            return service;
         }
         let store: Arc<dyn Store> = match &key.0 {
             Address::Memory(_) => Arc::new(MemoryStore::new(env.clone())),
-            Address::Etcd(urls) => Arc::new(EtcdStore::new(urls, &key.1, env.clone())?),
+            Address::Etcd(urls) => Arc::new(EtcdStore::new(urls, &key.1, env.clone())),
         };
         let service = Arc::new(Service {
             env: env.clone(),
@@ -60,7 +59,7 @@ impl Service {
             trouble: Mutex::default(),
         });
         services.insert(key, Arc::downgrade(&service));
-        Ok(service)
+        service
     }
 
     /// Passes a command to the place of a name. A waiter makes the place if there is none; to

@@ -211,18 +211,9 @@ impl SessionCore {
         connect_error(&self.service.address, trouble)
     }
 
-    /// Ends a lease, and with it every key that is still under it, as soon as the store can be
-    /// reached. Not longer than the lease can live.
     async fn end(&self, lease: &Lease) {
         let until = lease.deadline().max(self.service.env.now()) + lease.ttl;
-        let mut retry = Retry::new();
-        while self.service.env.now() < until {
-            match self.service.store.close_lease(lease.id).await {
-                Ok(()) => return,
-                Err(trouble) => self.service.note_trouble(Some(trouble.to_string())),
-            }
-            retry.pause().await;
-        }
+        end_lease(&self.service, lease.id, until).await;
     }
 
     fn start_closing(&self) {
@@ -276,11 +267,52 @@ fn connect_error(address: &str, trouble: &Trouble) -> Error {
     }
 }
 
-async fn open_lease(service: &Service, options: &Options) -> Result<Lease, Trouble> {
-    let asked = service.env.now();
-    let (id, ttl): (LeaseId, Duration) = service.store.open_lease(options.ttl_seconds()).await?;
-    let asked = if is_on(Sabotage::DeadlineFromReceipt) { service.env.now() } else { asked };
-    Ok(Lease::granted(id, ttl, asked))
+/// Ends a lease, and with it every key that is still under it, as soon as the store can be reached.
+/// Not longer than the lease can live.
+async fn end_lease(service: &Service, lease: LeaseId, until: Duration) {
+    let mut retry = Retry::new();
+    loop {
+        match service.store.close_lease(lease).await {
+            Ok(()) => return,
+            Err(trouble) => service.note_trouble(Some(trouble.to_string())),
+        }
+        if service.env.now() >= until {
+            return;
+        }
+        retry.pause().await;
+    }
+}
+
+/// A lease that the store has granted. If nobody takes it, it is ended.
+struct Granted {
+    service: Arc<Service>,
+    lease: Option<Lease>,
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            let service = self.service.clone();
+            let until = lease.deadline().max(service.env.now()) + lease.ttl;
+            self.service.env.spawn(async move { end_lease(&service, lease.id, until).await });
+        }
+    }
+}
+
+/// Opens a lease. A caller that goes meanwhile leaves none behind.
+async fn open_lease(service: &Arc<Service>, options: &Options) -> Result<Lease, Trouble> {
+    let (tx, granted) = oneshot::channel();
+    let (opening, seconds) = (service.clone(), options.ttl_seconds());
+    service.env.spawn(async move {
+        let asked = opening.env.now();
+        let opened = opening.store.open_lease(seconds).await;
+        let asked = if is_on(Sabotage::DeadlineFromReceipt) { opening.env.now() } else { asked };
+        let granted = opened.map(|(id, ttl)| Granted { service: opening.clone(), lease: Some(Lease::granted(id, ttl, asked)) });
+        let _ = tx.send(granted);
+    });
+    let gone = || Trouble::Unavailable("the request for a lease has ended without an answer".into());
+    let mut granted = granted.await.unwrap_or_else(|_| Err(gone()))?;
+    granted.lease.take().ok_or_else(gone)
 }
 
 /// A connection to where locks live, with one lease that is renewed until the session is closed.
@@ -335,7 +367,11 @@ impl Session {
             Ok((env, address, connection)) => {
                 let io = env.clone();
                 Pending::start(&env, async move {
-                    let service = Service::of(&io, address, connection)?;
+                    // A certificate that cannot be read is an error at once, not at the first request.
+                    if connection.has_files() {
+                        connection.read_files().await?;
+                    }
+                    let service = Service::of(&io, address, connection);
                     Session::open(service, options).await
                 })
             }

@@ -368,9 +368,9 @@ on_both_stores! {
     fn threads_of_one_session_are_never_inside_together(target: &str, name: &str) {
         let (session, resource) = (connect(target), Resource::default());
         std::thread::scope(|scope| for _ in 0..8 {
-            scope.spawn(|| resource.visit_often(&session.mutex(name).unwrap(), 1000));
+            scope.spawn(|| resource.visit_often(&session.mutex(name).unwrap(), 1250));
         });
-        assert_eq!(resource.count.load(Ordering::Relaxed), 8000);
+        assert_eq!(resource.count.load(Ordering::Relaxed), 10_000);
         assert_eq!(queue_length(&session, name), 0);
     }
 

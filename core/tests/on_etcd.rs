@@ -7,75 +7,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use etcd_client::{Client, DeleteOptions, GetOptions};
 use etcdlock::blocking::{Hold, Session};
 use etcdlock::{ErrorKind, Loss, Options};
 use etcdlock_rig::Etcd;
 
-const LONG: Duration = Duration::from_secs(30);
-
-fn connect(etcd: &Etcd, ttl: u64) -> Session {
-    connect_at(&etcd.endpoint(), ttl)
-}
-
-/// A session that shares nothing with those of [`connect`], as if it were in another process.
-fn connect_apart(etcd: &Etcd, ttl: u64) -> Session {
-    connect_at(&etcd.endpoint().replace("127.0.0.1", "localhost"), ttl)
-}
-
-fn connect_at(target: &str, ttl: u64) -> Session {
-    Session::connect(target, Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
-}
-
-/// etcd, seen and changed from outside.
-struct Outside {
-    runtime: tokio::runtime::Runtime,
-    client: Client,
-}
-
-impl Outside {
-    fn of(etcd: &Etcd) -> Outside {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = runtime.block_on(Client::connect([etcd.endpoint()], None)).unwrap();
-        Outside { runtime, client }
-    }
-
-    fn revision(&mut self) -> i64 {
-        self.runtime.block_on(self.client.get("x", None)).unwrap().header().unwrap().revision()
-    }
-
-    /// Keys under a prefix, with their leases, oldest first.
-    fn keys(&mut self, prefix: &str) -> Vec<(String, i64)> {
-        let answer = self.runtime.block_on(self.client.get(prefix, Some(GetOptions::new().with_prefix()))).unwrap();
-        let mut kvs = answer.kvs().to_vec();
-        kvs.sort_by_key(|kv| kv.create_revision());
-        kvs.iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.lease())).collect()
-    }
-
-    fn delete_all(&mut self, prefix: &str) {
-        self.runtime.block_on(self.client.delete(prefix, Some(DeleteOptions::new().with_prefix()))).unwrap();
-    }
-
-    fn revoke(&mut self, lease: i64) {
-        self.runtime.block_on(self.client.lease_revoke(lease)).unwrap();
-    }
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn losses(hold: &Hold) -> mpsc::Receiver<Loss> {
-    let (tx, rx) = mpsc::channel();
-    hold.on_lost(move |loss| tx.send(loss).unwrap());
-    rx
-}
+mod outside;
+use outside::{LONG, Outside, connect, connect_apart, connect_at, losses, until};
 
 // ---- what it costs -------------------------------------------------------------------------
 

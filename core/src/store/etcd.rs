@@ -33,10 +33,10 @@ pub(crate) struct EtcdStore {
 }
 
 impl EtcdStore {
-    pub(crate) fn new(urls: &[String], connection: &Connection, env: Env) -> Result<Self> {
-        let members = Arc::new(Members::new(urls, connection, env.clone())?);
+    pub(crate) fn new(urls: &[String], connection: &Connection, env: Env) -> Self {
+        let members = Arc::new(Members::new(urls, connection, env.clone()));
         let batches = Batches::new(members.clone(), env.clone());
-        Ok(EtcdStore { watches: Watches::new(members.clone(), env), batches, members })
+        EtcdStore { watches: Watches::new(members.clone(), env), batches, members }
     }
 
     async fn txn_at(&self, role: Role, txn: Txn) -> Result<TxnResponse, Trouble> {
@@ -352,7 +352,7 @@ mod tests {
             let connection = crate::Options::default().connection();
             // Its watch task is spawned from here, so the store is made on the io thread.
             let io = env.clone();
-            let made = Pending::start(&env, async move { EtcdStore::new(&urls, &connection, io) });
+            let made = Pending::start(&env, async move { Ok(EtcdStore::new(&urls, &connection, io)) });
             let mut rig = Rig { _etcd: etcd, store: Arc::new(made.wait().unwrap()), env, lease: 0 };
             rig.lease = rig.ask(|store| async move { store.open_lease(60).await }).unwrap().0;
             rig

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::{
     Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
@@ -32,6 +33,13 @@ struct Inner {
 struct Lease {
     ttl: Duration,
     expires: Duration,
+    timer: AbortHandle,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.timer.abort();
+    }
 }
 
 struct Value {
@@ -119,7 +127,7 @@ impl MemoryStore {
     }
 
     /// Ends the lease when its time has come, unless it was renewed.
-    fn expire(&self, lease: LeaseId) {
+    fn expire(&self, lease: LeaseId) -> AbortHandle {
         let (inner, env) = (Arc::downgrade(&self.inner), self.env.clone());
         self.env.spawn(async move {
             while let Some(inner) = inner.upgrade() {
@@ -136,7 +144,7 @@ impl MemoryStore {
                 drop(inner);
                 tokio::time::sleep(left).await;
             }
-        });
+        })
     }
 }
 
@@ -149,9 +157,9 @@ impl Store for MemoryStore {
             inner.last_lease += 1;
             inner.last_lease
         };
-        self.expire(id);
+        let timer = self.expire(id);
         self.request(|inner| {
-            inner.leases.insert(id, Lease { ttl, expires });
+            inner.leases.insert(id, Lease { ttl, expires, timer });
             Ok((id, ttl))
         })
     }
@@ -270,5 +278,30 @@ impl Store for MemoryStore {
 
     fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pending::Pending;
+
+    #[test]
+    fn a_closed_lease_leaves_no_timer() {
+        let env = Env::of_process().unwrap();
+        let store = MemoryStore::new(env.clone());
+        let opened_and_closed = Pending::start(&env, async move {
+            let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+            let before = tasks();
+            for _ in 0..1000 {
+                let (lease, _) = store.open_lease(3600).await.unwrap();
+                store.close_lease(lease).await.unwrap();
+            }
+            tokio::task::yield_now().await;
+            Ok((before, tasks()))
+        });
+        let (before, after) = opened_and_closed.wait().unwrap();
+        // Other tests use the same thread.
+        assert!(after < before + 500, "{before} tasks before, {after} after");
     }
 }

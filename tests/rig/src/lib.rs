@@ -56,6 +56,11 @@ impl Etcd {
         self.server.pid
     }
 
+    /// A proxy in front of the server's client port.
+    pub fn proxy(&self) -> Proxy {
+        Proxy::to(self.ports.client)
+    }
+
     /// Kills the server without a word; its data stays.
     pub fn kill(&mut self) {
         self.server.kill();
@@ -75,6 +80,14 @@ impl Etcd {
     /// Lets it go on (SIGCONT).
     pub fn cont(&self) {
         self.server.signal(Signal::SIGCONT);
+    }
+
+    /// The value of one of the server's metrics; the sum of them if it has labels.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = http(self.ports.metrics, "GET /metrics", "")?;
+        let of_name = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        let values: Vec<f64> = of_name.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 
     /// Runs `etcdctl` on this server and returns what it printed; `None` where there is no etcdctl.

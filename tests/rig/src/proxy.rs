@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
+/// From the last byte that was held to the end of its connection.
+const AFTER_HELD: Duration = Duration::from_millis(500);
+
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -68,6 +71,10 @@ struct Connection {
     client: Option<usize>,
     queues: [Mutex<Queue>; 2],
     is_over: AtomicBool,
+    /// Its bytes wait, whatever others may do.
+    is_held: AtomicBool,
+    /// When it was let go on; its end comes a moment later, so that what was held is heard first.
+    held_until: Mutex<Option<Instant>>,
     /// Bytes of that direction were lost, so it must not carry any more.
     has_lost: [AtomicBool; 2],
 }
@@ -138,6 +145,27 @@ impl Proxy {
         self.change(|state| {
             for connection in state.connections.drain(..).filter_map(|connection| connection.upgrade()) {
                 connection.reset();
+            }
+        });
+    }
+
+    /// Holds the connections that are open now, in both directions; new ones work. A client that gives
+    /// up on its connection and makes another leaves its last requests here, to arrive late.
+    pub fn hold_open_connections(&self) {
+        self.change(|state| {
+            for connection in state.connections.iter().filter_map(Weak::upgrade) {
+                connection.is_held.store(true, Ordering::Release);
+            }
+        });
+    }
+
+    /// Delivers what those connections held.
+    pub fn deliver_held(&self) {
+        self.change(|state| {
+            for connection in state.connections.iter().filter_map(Weak::upgrade) {
+                if connection.is_held.swap(false, Ordering::AcqRel) {
+                    *lock(&connection.held_until) = Some(Instant::now());
+                }
             }
         });
     }
@@ -241,6 +269,8 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) {
         client: who,
         queues: Default::default(),
         is_over: AtomicBool::new(false),
+        is_held: AtomicBool::new(false),
+        held_until: Mutex::default(),
         has_lost: Default::default(),
     });
     {
@@ -295,6 +325,8 @@ fn read(connection: &Connection, direction: Direction, shared: &Shared) {
         match got {
             Ok(0) => queue.ended = true,
             Ok(length) => queue.chunks.push_back((Instant::now(), buffer[..length].to_vec())),
+            // What it sent before is still delivered late.
+            Err(_) if connection.is_held.load(Ordering::Acquire) => queue.ended = true,
             Err(_) => {
                 connection.reset();
                 queue.ended = true;
@@ -361,7 +393,11 @@ fn next(connection: &Connection, direction: Direction, shared: &Shared) -> Turn 
             return Turn::Reset;
         }
         let is_cut_off = connection.client.is_some_and(|client| state.cut_off.contains(&client));
-        let fault = if is_cut_off { Fault::Cut } else { state.faults[direction as usize] };
+        let fault = match state.faults[direction as usize] {
+            _ if is_cut_off => Fault::Cut,
+            _ if connection.is_held.load(Ordering::Acquire) => Fault::Hold,
+            fault => fault,
+        };
         let mut queue = lock(&connection.queues[direction as usize]);
         let mut wait = None;
         match fault {
@@ -385,7 +421,13 @@ fn next(connection: &Connection, direction: Direction, shared: &Shared) -> Turn 
                         return Turn::Send(bytes);
                     }
                     Some(due) => wait = Some(due.saturating_duration_since(Instant::now())),
-                    None if queue.ended => return Turn::End,
+                    None if queue.ended => {
+                        let due = lock(&connection.held_until).map_or_else(Instant::now, |until| until + AFTER_HELD);
+                        match due.saturating_duration_since(Instant::now()) {
+                            Duration::ZERO => return Turn::End,
+                            left => wait = Some(left),
+                        }
+                    }
                     None => {}
                 }
             }

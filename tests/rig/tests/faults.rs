@@ -98,6 +98,28 @@ fn bytes_are_held_delayed_lost_or_reset() {
     assert_eq!(read(&mut stream, 2), "hh");
 }
 
+#[test]
+fn a_request_that_was_held_arrives_after_its_client_has_gone() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Proxy::to(listener.local_addr().unwrap().port());
+    let mut stream = connect(&proxy);
+    let (mut server, _) = listener.accept().unwrap();
+    stream.write_all(b"a").unwrap();
+    assert_eq!(read(&mut server, 1), "a");
+    proxy.hold_open_connections();
+    stream.write_all(b"late").unwrap();
+    assert!(hears_nothing(&mut server));
+    drop(stream);
+    let mut other = connect(&proxy);
+    let (mut new, _) = listener.accept().unwrap();
+    other.write_all(b"new").unwrap();
+    assert_eq!(read(&mut new, 3), "new", "new connections work");
+    proxy.deliver_held();
+    server.set_read_timeout(Some(LONG)).unwrap();
+    assert_eq!(read(&mut server, 4), "late");
+    assert_eq!(server.read(&mut [0]).unwrap(), 0, "and then its end");
+}
+
 fn commits(cluster: &Cluster, member: usize) -> bool {
     cluster.ask(member, "kv/put", &json!({ "key": "eA==", "value": "eA==" })).is_some()
 }

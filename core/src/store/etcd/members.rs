@@ -13,8 +13,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use super::{Trouble, transport};
-use crate::error::{Error, Result};
-use crate::options::Connection;
+use crate::options::{Connection, Pems};
 use crate::runtime::Env;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
@@ -51,17 +50,17 @@ struct Member {
 #[derive(Default)]
 struct Health {
     failures: u32,
+    /// TLS failed over its certificate or ours.
+    refuses_certificate: bool,
     aside_until: Duration,
 }
 
 impl Members {
-    pub(super) fn new(urls: &[String], connection: &Connection, env: Env) -> Result<Self> {
-        // A certificate that cannot be read is an error at once, not at the first request.
-        tls_options(connection)?;
+    pub(super) fn new(urls: &[String], connection: &Connection, env: Env) -> Self {
         let members = urls.iter().map(|url| Member { url: url.clone(), client: Default::default(), health: Default::default() });
         let members: Vec<_> = members.collect();
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        Ok(Members { members, preferred, connection: connection.clone(), requests: AtomicU64::new(0), env })
+        Members { members, preferred, connection: connection.clone(), requests: AtomicU64::new(0), env }
     }
 
     pub(super) fn request_limit(&self) -> Duration {
@@ -114,10 +113,21 @@ impl Members {
         });
         let trouble = match answer.await {
             Ok(Ok(answer)) => {
-                self.health(member).failures = 0;
+                let mut health = self.health(member);
+                health.failures = 0;
+                health.refuses_certificate = false;
                 return Ok(answer);
             }
-            Ok(Err(error)) => trouble_from(url, &error),
+            Ok(Err(error)) => {
+                // The next request makes a connection from the start, with the certificates of then.
+                if let Some(used) = used.filter(|_| is_broken_connection(&error)) {
+                    self.drop_client(member, &used);
+                }
+                match certificate_trouble(&error) {
+                    Some(why) => self.refused_certificate(member, format!("{url}: {why}")),
+                    None => trouble_from(url, &error),
+                }
+            }
             Err(_) => {
                 // The connection may be dead without a word: the next request makes a new one.
                 if let Some(used) = used {
@@ -147,6 +157,15 @@ impl Members {
             self.preferred.store(picked, Ordering::Relaxed);
         }
         picked
+    }
+
+    /// One member with a wrong certificate is a bad member; if all have one, it is the credentials.
+    fn refused_certificate(&self, member: usize, why: String) -> Trouble {
+        self.health(member).refuses_certificate = true;
+        if (0..self.members.len()).all(|member| self.health(member).refuses_certificate) {
+            return Trouble::Denied(why);
+        }
+        Trouble::Unavailable(why)
     }
 
     /// The next request to the member makes a new connection, unless another has done so already.
@@ -196,8 +215,10 @@ impl Members {
             .keep_alive_timeout(CONNECT_LIMIT);
         if url.starts_with("https://") {
             // Read again at every connection: certificates are renewed while programs run.
-            let tls = tls_options(&self.connection).map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
-            endpoint = endpoint.tls_config(tls)?;
+            let pems = self.connection.read_files().await.map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
+            let tls = tls_options(pems, self.connection.server_name.as_deref());
+            // The system's roots are files too.
+            endpoint = off_the_io_thread(move || endpoint.tls_config(tls)).await??;
         }
         let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         #[cfg(test)]
@@ -216,31 +237,46 @@ impl Members {
     }
 }
 
-fn tls_options(connection: &Connection) -> Result<TlsOptions> {
-    let read = |what: &str, pem_or_path: &str| {
-        if pem_or_path.contains("-----BEGIN") {
-            return Ok(pem_or_path.to_owned());
-        }
-        std::fs::read_to_string(pem_or_path).map_err(|error| {
-            Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}"))
-        })
-    };
+fn tls_options(pems: Pems, server_name: Option<&str>) -> TlsOptions {
     let mut tls = TlsOptions::new();
-    tls = match &connection.ca {
-        Some(ca) => tls.ca_certificate(Certificate::from_pem(read("ca", ca)?)),
+    tls = match pems.ca {
+        Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
         None => tls.with_native_roots(),
     };
-    if let Some((cert, key)) = &connection.identity {
-        tls = tls.identity(Identity::from_pem(read("cert", cert)?, read("key", key)?));
+    if let Some((cert, key)) = pems.identity {
+        tls = tls.identity(Identity::from_pem(cert, key));
     }
-    if let Some(name) = &connection.server_name {
+    if let Some(name) = server_name {
         tls = tls.domain_name(name);
     }
-    Ok(tls)
+    tls
+}
+
+async fn off_the_io_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, etcd_client::Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))
 }
 
 fn is_old_auth_revision(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("revision of auth store is old"))
+}
+
+/// Whether the connection failed, and not the server's answer said so: that has no cause beneath it.
+fn is_broken_connection(error: &etcd_client::Error) -> bool {
+    use std::error::Error as _;
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.source().is_some())
+}
+
+/// Why TLS failed, if it was over a certificate: the server's, or ours as an alert of the server
+/// says. With TLS 1.3 the alert comes after the connection is made, with the first request.
+fn certificate_trouble(error: &etcd_client::Error) -> Option<String> {
+    let why = match error {
+        etcd_client::Error::TransportError(error) => whole_message(error),
+        etcd_client::Error::GRpcStatus(status) if is_broken_connection(error) => whole_message(status),
+        _ => return None,
+    };
+    let text = why.to_lowercase();
+    ["certificate", "unknownca", "accessdenied"].iter().any(|part| text.contains(part)).then_some(why)
 }
 
 /// An error with everything beneath it, without saying the same twice.
@@ -280,10 +316,7 @@ fn trouble_from(url: &str, error: &etcd_client::Error) -> Trouble {
         }
         E::LeaseKeepAliveError(text) if text.contains("lease not found") => Trouble::LeaseGone,
         E::InvalidArgs(text) => Trouble::Refused(text.clone()),
-        E::TransportError(error) => {
-            let why = format!("{url}: {}", whole_message(error));
-            if why.contains("certificate") { Trouble::Denied(why) } else { Trouble::Unavailable(why) }
-        }
+        E::TransportError(error) => Trouble::Unavailable(format!("{url}: {}", whole_message(error))),
         other => Trouble::Unavailable(format!("{url}: {}", whole_message(other))),
     }
 }
