@@ -184,7 +184,8 @@ impl SessionCore {
                 Ok(Err(trouble)) => {
                     self.service.note_trouble(Some(trouble.to_string()));
                     tracing::info!(target: "etcdlock::renewal", lease = lease.id, %trouble, "renewal failed, trying again");
-                    next = env.now() + retry.next().min(third);
+                    // An election takes seconds, and its end must not be slept through.
+                    next = env.now() + retry.next().min(third / 8);
                 }
                 Err(_) => return Loss::Deadline,
             }

@@ -187,7 +187,10 @@ impl Cluster {
         }
         let Some(id) = self.id_of(to) else { return false };
         self.ask(leader, "maintenance/transfer-leadership", &json!({ "targetID": id })).is_some()
-            && self.wait_for_leader_among(&[to]) == to
+            && (0..100).any(|_| {
+                std::thread::sleep(Duration::from_millis(20));
+                self.leads(to)
+            })
     }
 
     /// One request to a member's JSON gateway, without its proxy, such as `kv/range`. `None` without
@@ -212,7 +215,11 @@ impl Cluster {
 
     /// Takes a member out of the cluster, then puts it back in as a new one with an empty database.
     pub fn replace(&mut self, member: usize) {
-        let leader = self.wait_for_leader_among(&(0..self.size()).filter(|&n| n != member).collect::<Vec<_>>());
+        let others: Vec<_> = (0..self.size()).filter(|&n| n != member).collect();
+        while self.wait_for_leader() == member {
+            self.move_leader(others[0]);
+        }
+        let leader = self.wait_for_leader_among(&others);
         let id = self.id_of(member).expect("a member that answers");
         // etcd refuses a change until all members have been connected for 5 s.
         let change = |cluster: &Cluster, path: &str, body: Value| {

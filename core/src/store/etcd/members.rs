@@ -20,6 +20,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);
 const LIMIT_ALONE: Duration = Duration::from_secs(2);
 const ASIDE_AT_FIRST: Duration = Duration::from_millis(250);
+/// For a member that says nothing, which costs a whole time limit to find out again. One that
+/// refuses at once, as all do while they elect a leader, may be asked again soon.
 const ASIDE_AT_MOST: Duration = Duration::from_secs(5);
 /// etcd closes connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
@@ -49,7 +51,8 @@ struct Member {
 
 #[derive(Default)]
 struct Health {
-    failures: u32,
+    /// Requests without an answer since the last one with an answer.
+    silences: u32,
     /// TLS failed over its certificate or ours.
     refuses_certificate: bool,
     aside_until: Duration,
@@ -111,10 +114,11 @@ impl Members {
                 answer => answer,
             }
         });
+        let mut silent = false;
         let trouble = match answer.await {
             Ok(Ok(answer)) => {
                 let mut health = self.health(member);
-                health.failures = 0;
+                health.silences = 0;
                 health.refuses_certificate = false;
                 return Ok(answer);
             }
@@ -129,6 +133,7 @@ impl Members {
                 }
             }
             Err(_) => {
+                silent = true;
                 // The connection may be dead without a word: the next request makes a new one.
                 if let Some(used) = used {
                     self.drop_client(member, &used);
@@ -137,7 +142,7 @@ impl Members {
             }
         };
         if let Trouble::Unavailable(why) = &trouble {
-            self.set_aside(member, why);
+            self.set_aside(member, silent, why);
         }
         Err(trouble)
     }
@@ -185,11 +190,11 @@ impl Members {
         }
     }
 
-    pub(super) fn set_aside(&self, member: usize, why: &str) {
+    pub(super) fn set_aside(&self, member: usize, silent: bool, why: &str) {
         let now = self.env.now();
         let mut health = self.health(member);
-        let pause = ASIDE_AT_FIRST.saturating_mul(1 << health.failures.min(8)).min(ASIDE_AT_MOST);
-        health.failures += 1;
+        let pause = ASIDE_AT_FIRST.saturating_mul(1 << health.silences.min(8)).min(ASIDE_AT_MOST);
+        health.silences += u32::from(silent);
         health.aside_until = now + pause.mul_f64(0.75 + 0.5 * fastrand::f64());
         tracing::debug!(target: "etcdlock::failover", endpoint = self.members[member].url, why, "member set aside");
     }

@@ -114,10 +114,11 @@ async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
         if let Ok((sender, answers)) = open(&members, member, &followers).await {
             match serve(&members, sender, answers, &mut inbox, &mut followers).await {
                 Ended::NobodyLeft => return,
-                Ended::Broken(why) => members.set_aside(member, &why),
+                Ended::Broken(why) => members.set_aside(member, false, &why),
+                Ended::Silent => members.set_aside(member, true, "the watch stream is silent"),
                 Ended::Refused(why) => {
                     members.reconnect(member);
-                    members.set_aside(member, &why);
+                    members.set_aside(member, false, &why);
                 }
             }
         }
@@ -165,6 +166,7 @@ async fn open(
 enum Ended {
     NobodyLeft,
     Broken(String),
+    Silent,
     /// A watch was refused: its stream's token has run out, or the permission is missing.
     Refused(String),
 }
@@ -210,7 +212,7 @@ async fn serve(
             }
             _ = sign_of_life.tick() => {
                 if !heard && !followers.is_empty() {
-                    return Ended::Broken("the watch stream is silent".into());
+                    return Ended::Silent;
                 }
                 heard = false;
                 let _ = outgoing.send(Outgoing::AreYouThere);
