@@ -445,12 +445,13 @@ impl Gaps {
                         tokio::time::timeout(limit, c.put("gap", "", None)),
                     );
                     let committed = [a, b, c].into_iter().any(|put| matches!(put, Ok(Ok(_))));
-                    let mut longest = longest.lock().unwrap();
-                    *longest = (*longest).max(last.elapsed());
+                    {
+                        let mut longest = longest.lock().unwrap();
+                        *longest = (*longest).max(last.elapsed());
+                    }
                     if committed {
                         last = Instant::now();
                     }
-                    drop(longest);
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
@@ -498,9 +499,9 @@ fn row_23_no_fault_of_one_member_costs_a_session_with_a_ttl_of_5_s() {
     no_session_is_lost("stopped", |cluster, survive| {
         let leader = cluster.wait_for_leader();
         cluster.stop(leader);
-        survive()?;
-        cluster.cont(leader);
-        Ok(())
+        // It is not resumed here: before 3.4.31 and 3.5.13 a leader that wakes up revokes the leases
+        // that have not been renewed with it meanwhile.
+        survive()
     });
     no_session_is_lost("cut from the others, not from its clients", |cluster, survive| {
         cluster.isolate(cluster.wait_for_leader());
@@ -552,8 +553,8 @@ fn row_16_a_waiter_whose_member_is_cut_from_its_peers_moves_to_another() {
             })
             .collect();
         for _ in &cancellers {
-            let hold = granted.recv_timeout(LONG).expect("in time").unwrap();
-            hold.unlock().wait().unwrap();
+            // Released in the background: the unlock itself may fall into an election.
+            drop(granted.recv_timeout(LONG).expect("in time").unwrap());
         }
         cluster.heal();
         cluster.wait_until_healthy(member);
