@@ -1,10 +1,10 @@
 //! A session: a service and one lease, renewed until the session is closed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, ErrorKind, Loss, Result};
@@ -28,10 +28,46 @@ pub(crate) struct SessionCore {
     pub(crate) stats: Counters,
     owner: String,
     host: String,
-    leases: watch::Sender<LeaseState>,
-    closing: watch::Sender<bool>,
+    leases: Announced<LeaseState>,
+    closing: Announced<bool>,
     /// Grows by two whenever a request about a ticket went unanswered: its key is not used again.
     ticket_numbers: AtomicU64,
+}
+
+/// A state that many wait for. They are woken in the order in which they came, which tokio's `watch`
+/// does not do: a simulation has to replay exactly.
+struct Announced<T> {
+    state: StdMutex<T>,
+    changed: Notify,
+}
+
+impl<T> Announced<T> {
+    fn new(state: T) -> Self {
+        Announced { state: StdMutex::new(state), changed: Notify::new() }
+    }
+
+    fn now(&self) -> MutexGuard<'_, T> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: T) {
+        *self.now() = state;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for a state in which there is something to find.
+    async fn find<R>(&self, mut find: impl FnMut(&T) -> Option<R>) -> R {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that no change falls between.
+            changed.as_mut().enable();
+            if let Some(found) = find(&self.now()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -48,22 +84,18 @@ enum LeaseState {
 impl SessionCore {
     /// The lease, waiting for a new one after a loss.
     pub(crate) async fn lease(&self) -> Result<Arc<Lease>> {
-        let mut states = self.leases.subscribe();
-        loop {
-            match &*states.borrow_and_update() {
-                LeaseState::Alive(lease) if lease.is_alive(self.service.env.now()) => return Ok(lease.clone()),
-                LeaseState::Seeking(Some(refusal)) => return Err(refusal.clone()),
-                LeaseState::Closed { .. } => return Err(self.closed()),
-                LeaseState::Alive(_) | LeaseState::Seeking(None) => {}
-            }
-            if states.changed().await.is_err() {
-                return Err(self.closed());
-            }
-        }
+        self.leases
+            .find(|state| match state {
+                LeaseState::Alive(lease) if lease.is_alive(self.service.env.now()) => Some(Ok(lease.clone())),
+                LeaseState::Seeking(Some(refusal)) => Some(Err(refusal.clone())),
+                LeaseState::Closed { .. } => Some(Err(self.closed())),
+                LeaseState::Alive(_) | LeaseState::Seeking(None) => None,
+            })
+            .await
     }
 
     pub(crate) fn lease_now(&self) -> Option<Arc<Lease>> {
-        match &*self.leases.borrow() {
+        match &*self.leases.now() {
             LeaseState::Alive(lease) if lease.is_alive(self.service.env.now()) => Some(lease.clone()),
             _ => None,
         }
@@ -71,14 +103,12 @@ impl SessionCore {
 
     pub(crate) fn check_open(&self) -> Result<()> {
         self.service.env.check_fork()?;
-        if *self.closing.borrow() { Err(self.closed()) } else { Ok(()) }
+        if *self.closing.now() { Err(self.closed()) } else { Ok(()) }
     }
 
     /// Waits until the session begins to close.
     pub(crate) async fn closing(&self) {
-        let mut closing = self.closing.subscribe();
-        // It cannot fail while the session is there.
-        let _ = closing.wait_for(|closing| *closing).await;
+        self.closing.find(|closing| closing.then_some(())).await
     }
 
     pub(crate) fn closed(&self) -> Error {
@@ -119,38 +149,37 @@ impl SessionCore {
     /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
     async fn keep(self: Arc<Self>, first: Arc<Lease>) {
         let _guard = KeeperGuard(self.clone());
-        let mut closing = self.closing.subscribe();
         let mut lease = first;
         loop {
             let loss = tokio::select! {
                 biased;
-                _ = closing.wait_for(|closing| *closing) => Loss::Closed,
+                () = self.closing() => Loss::Closed,
                 loss = lease.lost.lost() => loss,
                 loss = self.renew(&lease) => loss,
             };
             lease.lost.lose(loss);
-            let closed = *self.closing.borrow();
+            let closed = *self.closing.now();
             if closed {
-                self.leases.send_replace(LeaseState::Closed { gone: false });
+                self.leases.set(LeaseState::Closed { gone: false });
                 self.end(&lease).await;
-                self.leases.send_replace(LeaseState::Closed { gone: true });
+                self.leases.set(LeaseState::Closed { gone: true });
                 break;
             }
-            self.leases.send_replace(LeaseState::Seeking(None));
+            self.leases.set(LeaseState::Seeking(None));
             self.stats.leases_lost.fetch_add(1, Ordering::Relaxed);
             let (core, old) = (self.clone(), lease.clone());
             self.service.env.spawn(async move { core.end(&old).await });
             let next = tokio::select! {
                 biased;
-                _ = closing.wait_for(|closing| *closing) => None,
+                () = self.closing() => None,
                 next = self.another_lease() => Some(next),
             };
             let Some(next) = next else {
-                self.leases.send_replace(LeaseState::Closed { gone: true });
+                self.leases.set(LeaseState::Closed { gone: true });
                 break;
             };
             lease = next;
-            self.leases.send_replace(LeaseState::Alive(lease.clone()));
+            self.leases.set(LeaseState::Alive(lease.clone()));
         }
     }
 
@@ -200,7 +229,7 @@ impl SessionCore {
                 Err(trouble) => {
                     self.service.note_trouble(Some(trouble.to_string()));
                     if let Trouble::Denied(_) | Trouble::Refused(_) = trouble {
-                        self.leases.send_replace(LeaseState::Seeking(Some(self.connect_error(&trouble))));
+                        self.leases.set(LeaseState::Seeking(Some(self.connect_error(&trouble))));
                     }
                 }
             }
@@ -218,14 +247,13 @@ impl SessionCore {
     }
 
     fn start_closing(&self) {
-        self.closing.send_replace(true);
+        self.closing.set(true);
     }
 
     async fn closed_within(&self, limit: Duration) -> Result<()> {
-        let mut states = self.leases.subscribe();
-        let gone = states.wait_for(|state| matches!(state, LeaseState::Closed { gone: true }));
+        let gone = self.leases.find(|state| matches!(state, LeaseState::Closed { gone: true }).then_some(()));
         match timeout(limit, gone).await {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
                 format!(
@@ -244,16 +272,12 @@ struct KeeperGuard(Arc<SessionCore>);
 
 impl Drop for KeeperGuard {
     fn drop(&mut self) {
-        let mut unkept = None;
-        self.0.leases.send_if_modified(|state| {
-            // Closed in the ordinary way: nothing to do.
-            if matches!(state, LeaseState::Closed { .. }) {
-                return false;
-            }
-            unkept = Some(std::mem::replace(state, LeaseState::Closed { gone: false }));
-            true
-        });
-        if let Some(LeaseState::Alive(lease)) = unkept {
+        let state = self.0.leases.now().clone();
+        // Closed in the ordinary way: nothing to do.
+        if !matches!(state, LeaseState::Closed { .. }) {
+            self.0.leases.set(LeaseState::Closed { gone: false });
+        }
+        if let LeaseState::Alive(lease) = state {
             lease.lost.lose(Loss::Internal);
         }
     }
@@ -413,8 +437,8 @@ impl Session {
         let core = Arc::new(SessionCore {
             owner: options.owner.clone().unwrap_or_else(|| format!("{host}:{}", std::process::id())),
             host,
-            leases: watch::Sender::new(LeaseState::Alive(lease.clone())),
-            closing: watch::Sender::new(false),
+            leases: Announced::new(LeaseState::Alive(lease.clone())),
+            closing: Announced::new(false),
             ticket_numbers: AtomicU64::new(0),
             stats: Counters::default(),
             service,
