@@ -266,14 +266,36 @@ export interface Contender {
 export interface Stats {
   /** Locks acquired. */
   locks: number
+  /** Of those, the ones that had to wait for another holder, here or elsewhere. */
+  waits: number
+  /** Of those, the ones that were passed on inside this process, in one request. */
+  handOvers: number
+  /** Places that the session has in queues now, as holder or as waiter. */
+  liveTickets: number
   /** Holds lost, for whatever reason. */
   holdsLost: number
+  /** Of those: no renewal was confirmed before the deadline. */
+  lostDeadline: number
+  /** Of those: the lease had expired or was revoked. */
+  lostLeaseGone: number
+  /** Of those: the key was deleted from outside. */
+  lostKeyDeleted: number
+  /** Of those: a guarded write was refused. */
+  lostRefused: number
+  /** Of those: kept longer than `maxHold`. */
+  lostMaxHold: number
+  /** Of those: the session was closed. */
+  lostClosed: number
   /** Leases lost; the session got itself a new one after each. */
   leasesLost: number
   /** Renewals sent. */
   renewals: number
   /** Requests sent to the store by all sessions that share its connection. */
   requests: number
+  /** Events heard by all sessions that share the connection. */
+  watchEvents: number
+  /** Connections and watch streams that had to be opened anew, by all sessions that share them. */
+  reconnections: number
 }
 
 /** The version of this package. */

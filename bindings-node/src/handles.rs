@@ -45,10 +45,21 @@ pub struct Contender {
 #[napi(object, object_from_js = false)]
 pub struct Stats {
     pub locks: f64,
+    pub waits: f64,
+    pub hand_overs: f64,
+    pub live_tickets: f64,
     pub holds_lost: f64,
+    pub lost_deadline: f64,
+    pub lost_lease_gone: f64,
+    pub lost_key_deleted: f64,
+    pub lost_refused: f64,
+    pub lost_max_hold: f64,
+    pub lost_closed: f64,
     pub leases_lost: f64,
     pub renewals: f64,
     pub requests: f64,
+    pub watch_events: f64,
+    pub reconnections: f64,
 }
 
 /// TTL in seconds, all else in milliseconds; `index.js` has checked the types.
@@ -205,10 +216,21 @@ impl NativeSession {
         let stats = self.session.stats();
         Stats {
             locks: stats.locks as f64,
+            waits: stats.waits as f64,
+            hand_overs: stats.hand_overs as f64,
+            live_tickets: stats.live_tickets as f64,
             holds_lost: stats.holds_lost as f64,
+            lost_deadline: stats.lost_deadline as f64,
+            lost_lease_gone: stats.lost_lease_gone as f64,
+            lost_key_deleted: stats.lost_key_deleted as f64,
+            lost_refused: stats.lost_refused as f64,
+            lost_max_hold: stats.lost_max_hold as f64,
+            lost_closed: stats.lost_closed as f64,
             leases_lost: stats.leases_lost as f64,
             renewals: stats.renewals as f64,
             requests: stats.requests as f64,
+            watch_events: stats.watch_events as f64,
+            reconnections: stats.reconnections as f64,
         }
     }
 

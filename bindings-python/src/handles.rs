@@ -224,10 +224,22 @@ impl Session {
         let stats = self.session.stats();
         Stats {
             locks: stats.locks,
+            waits: stats.waits,
+            hand_overs: stats.hand_overs,
+            live_tickets: stats.live_tickets,
             holds_lost: stats.holds_lost,
+            lost_deadline: stats.lost_deadline,
+            lost_lease_gone: stats.lost_lease_gone,
+            lost_key_deleted: stats.lost_key_deleted,
+            lost_refused: stats.lost_refused,
+            lost_max_hold: stats.lost_max_hold,
+            lost_closed: stats.lost_closed,
             leases_lost: stats.leases_lost,
             renewals: stats.renewals,
             requests: stats.requests,
+            watch_events: stats.watch_events,
+            reconnections: stats.reconnections,
+            counters: stats.counters(),
         }
     }
 
@@ -793,27 +805,64 @@ impl Contender {
 }
 
 /// Counters of a session, from its start.
-#[pyclass(frozen, get_all, eq, module = "etcdlock")]
+#[pyclass(frozen, eq, module = "etcdlock")]
 #[derive(PartialEq)]
 pub(crate) struct Stats {
     /// Locks acquired.
+    #[pyo3(get)]
     locks: u64,
+    /// Of those, the ones that had to wait for another holder, here or elsewhere.
+    #[pyo3(get)]
+    waits: u64,
+    /// Of those, the ones that were passed on inside this process, in one request.
+    #[pyo3(get)]
+    hand_overs: u64,
+    /// Places that the session has in queues now, as holder or as waiter.
+    #[pyo3(get)]
+    live_tickets: u64,
     /// Holds lost, for whatever reason.
+    #[pyo3(get)]
     holds_lost: u64,
+    /// Of those: no renewal was confirmed before the deadline.
+    #[pyo3(get)]
+    lost_deadline: u64,
+    /// Of those: the lease had expired or was revoked.
+    #[pyo3(get)]
+    lost_lease_gone: u64,
+    /// Of those: the key was deleted from outside.
+    #[pyo3(get)]
+    lost_key_deleted: u64,
+    /// Of those: a guarded write was refused.
+    #[pyo3(get)]
+    lost_refused: u64,
+    /// Of those: kept longer than max_hold.
+    #[pyo3(get)]
+    lost_max_hold: u64,
+    /// Of those: the session was closed.
+    #[pyo3(get)]
+    lost_closed: u64,
     /// Leases lost; the session got itself a new one after each.
+    #[pyo3(get)]
     leases_lost: u64,
     /// Renewals sent.
+    #[pyo3(get)]
     renewals: u64,
     /// Requests sent to the store by all sessions that share its connection.
+    #[pyo3(get)]
     requests: u64,
+    /// Events heard by all sessions that share the connection.
+    #[pyo3(get)]
+    watch_events: u64,
+    /// Connections and watch streams that had to be opened anew, by all sessions that share them.
+    #[pyo3(get)]
+    reconnections: u64,
+    counters: [(&'static str, u64); 16],
 }
 
 #[pymethods]
 impl Stats {
     fn __repr__(&self) -> String {
-        let Stats { locks, holds_lost, leases_lost, renewals, requests } = self;
-        format!(
-            "<etcdlock.Stats locks={locks} holds_lost={holds_lost} leases_lost={leases_lost} renewals={renewals} requests={requests}>"
-        )
+        let counters: Vec<_> = self.counters.iter().map(|(name, count)| format!("{name}={count}")).collect();
+        format!("<etcdlock.Stats {}>", counters.join(" "))
     }
 }

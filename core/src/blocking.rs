@@ -18,7 +18,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::inspect::{Contender, Queue};
 use crate::options::{Options, Target};
-use crate::session::Stats;
+use crate::stats::Stats;
 
 /// See [`crate::Session`].
 #[derive(Clone, Debug)]

@@ -38,7 +38,7 @@ impl HoldCore {
     /// A hold that was released can no longer be lost.
     pub(crate) fn lose(&self, loss: Loss) {
         if !self.is_released() && self.lost.lose(loss.clone()) {
-            self.session.stats.hold_lost();
+            self.session.stats.hold_lost(&loss);
             tracing::warn!(target: "etcdlock::loss", name = &*self.name, token = self.token, reason = %loss, "hold lost");
         }
     }

@@ -40,6 +40,7 @@ mod service;
 mod session;
 #[cfg(test)]
 mod simulation;
+mod stats;
 mod store;
 
 pub use error::{Error, ErrorKind, Loss, Result};
@@ -52,7 +53,8 @@ pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARG
 pub use pending::{Canceller, Pending};
 #[doc(hidden)]
 pub use runtime::{check_may_block, note_process_id, on_notify_thread};
-pub use session::{Session, Stats, shutdown};
+pub use session::{Session, shutdown};
+pub use stats::Stats;
 
 /// The version of this library.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

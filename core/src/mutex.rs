@@ -88,7 +88,7 @@ impl Inner {
         gives_up.answered = true;
         let hold = answered.map_err(|_| Error::internal(format!("the place in the queue of {:?} is gone", self.name)))??;
         if let Some(hold) = &hold {
-            core.stats.locked();
+            core.stats.locks.add();
             self.holds().latest = Arc::downgrade(hold.core());
         }
         Ok(hold)

@@ -25,6 +25,7 @@ use crate::lease::Lease;
 use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
 use crate::session::SessionCore;
+use crate::stats::LiveTicket;
 use crate::store::{Ahead, Change, Changes, Entered, Follow, Leaving, Look, NEAR, Revision, Ticket, Trouble};
 
 /// How long an idle place keeps its watch: the next contended lock then needs no read.
@@ -86,6 +87,9 @@ struct Standing {
     ahead: Ahead,
     /// A copy of the entry may still be on its way.
     doubtful: bool,
+    /// Somebody else had the lock when it entered.
+    waited: bool,
+    _live: LiveTicket,
 }
 
 struct Following {
@@ -518,6 +522,9 @@ impl Place {
                 untaken.forget();
                 continue;
             }
+            if standing.waited {
+                standing.session.stats.waits.add();
+            }
             tracing::debug!(target: "etcdlock::grant", name = &*self.name, token = standing.token);
             self.answer_tries();
             self.holder = Arc::downgrade(&core);
@@ -646,7 +653,11 @@ impl Place {
                                 entered.ahead.keys = Some(Vec::new());
                             }
                             self.lease = Some(lease.clone());
-                            Some(Standing::new(ticket, lease, session, entered, false))
+                            let is_handed_over = entered.ahead.is_nobody();
+                            if is_handed_over {
+                                session.stats.hand_overs.add();
+                            }
+                            Some(Standing { waited: true, ..Standing::new(ticket, lease, session, entered, false) })
                         }
                         _ => None,
                     };
@@ -757,7 +768,9 @@ enum Ended {
 
 impl Standing {
     fn new(ticket: Ticket, lease: Arc<Lease>, session: Arc<SessionCore>, entered: Entered, doubtful: bool) -> Self {
-        Standing { ticket, lease, session, token: entered.token, ahead: entered.ahead, doubtful }
+        let waited = !entered.ahead.is_nobody();
+        let _live = LiveTicket::of(&session);
+        Standing { ticket, lease, session, token: entered.token, ahead: entered.ahead, doubtful, waited, _live }
     }
 }
 

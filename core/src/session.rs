@@ -17,6 +17,7 @@ use crate::place::{Command, Retry};
 use crate::runtime::Env;
 use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
+use crate::stats::{Counters, Stats};
 use crate::store::{LeaseId, Ticket, Trouble};
 
 /// The open sessions of this process, so that its end can close them.
@@ -166,7 +167,7 @@ impl SessionCore {
                 break;
             }
             self.leases.set(LeaseState::Seeking(None));
-            self.stats.leases_lost.fetch_add(1, Ordering::Relaxed);
+            self.stats.leases_lost.add();
             let (core, old) = (self.clone(), lease.clone());
             self.service.env.spawn(async move { core.end(&old).await });
             let next = tokio::select! {
@@ -201,7 +202,7 @@ impl SessionCore {
             }
             let left = lease.deadline().saturating_sub(now);
             let limit = (lease.ttl / 6).min(Duration::from_secs(2));
-            self.stats.renewals.fetch_add(1, Ordering::Relaxed);
+            self.stats.renewals.add();
             match timeout(left, self.service.store.renew_lease(lease.id, limit)).await {
                 Ok(Ok(())) => {
                     let asked = if is_on(Sabotage::DeadlineFromReceipt) { env.now() } else { now };
@@ -488,7 +489,7 @@ impl Session {
 
     /// What the session has done so far.
     pub fn stats(&self) -> Stats {
-        self.core().stats.read(self.core().service.store.requests())
+        self.core().stats.read(self.core().service.store.traffic())
     }
 
     /// Releases all holds, revokes the lease and ends the session for all its clones. The result is
@@ -538,51 +539,6 @@ pub fn shutdown(limit: Duration) -> bool {
     });
     // The io thread keeps to the limit; the second one is for the case that it is gone.
     matches!(all.wait_for(limit.saturating_add(Duration::from_millis(200))), Some(Ok(())))
-}
-
-/// Counters of a session, from its start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Locks acquired.
-    pub locks: u64,
-    /// Holds lost, for whatever reason.
-    pub holds_lost: u64,
-    /// Leases lost; the session got itself a new one after each.
-    pub leases_lost: u64,
-    /// Renewals sent.
-    pub renewals: u64,
-    /// Requests sent to the store by all sessions that share its connection.
-    pub requests: u64,
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    locks: AtomicU64,
-    holds_lost: AtomicU64,
-    leases_lost: AtomicU64,
-    renewals: AtomicU64,
-}
-
-impl Counters {
-    pub(crate) fn locked(&self) {
-        self.locks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn hold_lost(&self) {
-        self.holds_lost.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn read(&self, requests: u64) -> Stats {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            locks: load(&self.locks),
-            holds_lost: load(&self.holds_lost),
-            leases_lost: load(&self.leases_lost),
-            renewals: load(&self.renewals),
-            requests,
-        }
-    }
 }
 
 /// Tells a place that a waiter gave up, however that came about.

@@ -157,6 +157,15 @@ pub(crate) struct Entry {
     pub(crate) value: Vec<u8>,
 }
 
+/// What has gone to and fro.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    /// A follower counts as one when it starts.
+    pub(crate) requests: u64,
+    pub(crate) watch_events: u64,
+    pub(crate) reconnections: u64,
+}
+
 /// Why an attempt has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -209,8 +218,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// All contenders of all names that start with a prefix, the oldest first.
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>>;
 
-    /// Requests sent so far (a follower counts as one when it starts).
-    fn requests(&self) -> u64;
+    /// What has gone to and fro so far.
+    fn traffic(&self) -> Traffic;
 }
 
 /// The key of a contender of `name`: `<name>/<lease, hex>` as etcd's own clients write it, or

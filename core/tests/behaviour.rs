@@ -301,8 +301,30 @@ on_both_stores! {
         let (tx, lost) = mpsc::channel();
         hold.on_lost(move |loss| tx.send(loss).unwrap());
         assert_eq!(lost.recv_timeout(LONG).unwrap(), Loss::MaxHold);
+        assert_eq!(session.stats().lost_max_hold, 1);
         assert_eq!(kind(hold.unlock()), ErrorKind::Lost);
         until("the key is deleted", || queue_length(&session, name) == 0);
+    }
+
+    fn the_counters_tell_what_happened(target: &str, name: &str) {
+        let session = connect_with(target, Options::default().max_hold(LONG));
+        let mutex = session.mutex(name).unwrap();
+        let hold = mutex.lock().unwrap();
+        let stats = session.stats();
+        assert_eq!((stats.locks, stats.waits, stats.hand_overs, stats.live_tickets), (1, 0, 0, 1));
+        let waiting = mutex.as_async().lock();
+        hold.unlock().unwrap();
+        let hold = waiting.wait_for(LONG).expect("in time").unwrap();
+        let stats = session.stats();
+        assert_eq!((stats.locks, stats.waits, stats.hand_overs, stats.live_tickets), (2, 1, 1, 1));
+        hold.unlock().wait().unwrap();
+        until("no ticket is left", || session.stats().live_tickets == 0);
+        let hold = mutex.lock().unwrap();
+        session.as_async().close(LONG).wait().unwrap();
+        assert_eq!(hold.loss(), Some(Loss::Closed));
+        let stats = session.stats();
+        assert_eq!((stats.holds_lost, stats.lost_closed, stats.lost_deadline), (1, 1, 0));
+        assert_eq!(stats.requests, session.stats().requests);
     }
 
     fn a_namespace_goes_before_every_name(target: &str, name: &str) {

@@ -59,6 +59,64 @@ fn each_call_costs_exactly_its_requests() {
     assert!(outside.keys("cost").is_empty());
 }
 
+/// Sessions that to etcd are clients of their own: without authentication the user does not matter.
+fn clients(etcd: &Etcd, count: usize) -> Vec<Session> {
+    let options = |n| Options::default().ttl(Duration::from_secs(600)).user(format!("client-{n}")).password("any");
+    (0..count).map(|n| Session::connect(etcd.endpoint(), options(n)).unwrap()).collect()
+}
+
+/// What a release costs all contenders together when each comes again at once: requests and events.
+fn cost_of_a_turn(contenders: usize) -> (f64, f64) {
+    let etcd = Etcd::start();
+    let mut outside = Outside::of(&etcd);
+    let clients = clients(&etcd, contenders);
+    let mutexes: Vec<_> = clients.iter().map(|client| client.mutex("turns").unwrap()).collect();
+    let traffic = || {
+        let sum = |count: fn(&etcdlock::Stats) -> u64| clients.iter().map(|client| count(&client.stats())).sum::<u64>();
+        (sum(|stats| stats.requests), sum(|stats| stats.watch_events))
+    };
+    let mut waiting = std::collections::VecDeque::new();
+    for (n, mutex) in mutexes.iter().enumerate() {
+        waiting.push_back((n, mutex.as_async().lock()));
+        until("it is in the queue", || outside.keys("turns").len() == n + 1);
+    }
+    let mut before = (0, 0);
+    const CYCLES: usize = 5;
+    for cycle in 0..CYCLES {
+        if cycle == CYCLES - 1 {
+            // By now each watch is old enough to be trusted.
+            std::thread::sleep(Duration::from_millis(300));
+            before = traffic();
+        }
+        for _ in 0..contenders {
+            let (n, lock) = waiting.pop_front().unwrap();
+            let hold = lock.wait_for(LONG).expect("in time").unwrap();
+            hold.unlock().wait().unwrap();
+            waiting.push_back((n, mutexes[n].as_async().lock()));
+            until("it is in the queue again", || outside.keys("turns").len() == contenders);
+        }
+    }
+    // The last release may still be on its way to those who watch.
+    std::thread::sleep(Duration::from_millis(200));
+    let after = traffic();
+    let turns = contenders as f64;
+    ((after.0 - before.0) as f64 / turns, (after.1 - before.1) as f64 / turns)
+}
+
+#[test]
+fn a_turn_in_a_short_queue_costs_two_requests_and_an_event_for_each_contender() {
+    assert_eq!(cost_of_a_turn(2), (2.0, 2.0), "enter and leave; both hear of the release");
+    assert_eq!(cost_of_a_turn(6), (2.0, 6.0));
+}
+
+#[test]
+fn a_turn_in_a_long_queue_wakes_one_waiter() {
+    let (requests, events) = cost_of_a_turn(24);
+    assert_eq!(events, 1.0, "only the next one hears of the release");
+    // On a busy machine a hold may last long enough to get a watch of its own.
+    assert!((3.0..3.5).contains(&requests), "enter, leave, and a look of the next one, but {requests}");
+}
+
 #[test]
 fn row_17_of_64_threads_that_try_one_wins_and_the_others_write_nothing() {
     let etcd = Etcd::start();
@@ -220,6 +278,7 @@ fn row_13_a_key_deleted_from_outside_is_a_loss() {
             drop(waiting.wait_for(LONG).expect("the waiter gets it").unwrap());
         }
     }
+    assert_eq!((session.stats().holds_lost, session.stats().lost_key_deleted), (3, 3));
 }
 
 #[test]
@@ -273,6 +332,7 @@ fn a_restart_of_etcd_interrupts_nobody() {
     let waiting = waiter.as_async().mutex("restart").unwrap().lock();
     let mut outside = Outside::of(&etcd);
     until("the waiter is in the queue", || outside.keys("restart").len() == 2);
+    assert_eq!(holder.stats().reconnections, 0);
     etcd.kill();
     etcd.start_again();
     assert!(hold.is_held());
@@ -280,6 +340,7 @@ fn a_restart_of_etcd_interrupts_nobody() {
     let hold = waiting.wait_for(LONG).expect("in time").unwrap();
     hold.unlock().wait().unwrap();
     until("nothing is left", || Outside::of(&etcd).keys("restart").is_empty());
+    assert!(holder.stats().reconnections > 0 && waiter.stats().reconnections > 0);
 }
 
 #[test]

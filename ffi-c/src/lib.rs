@@ -108,14 +108,36 @@ pub type etcdlock_contender_fn = Option<unsafe extern "C" fn(contender: *const e
 pub struct etcdlock_stats {
     /// Locks acquired.
     pub locks: u64,
+    /// Of those, the ones that had to wait for another holder, here or elsewhere.
+    pub waits: u64,
+    /// Of those, the ones that were passed on inside this process, in one request.
+    pub hand_overs: u64,
+    /// Places that the session has in queues now, as holder or as waiter.
+    pub live_tickets: u64,
     /// Holds lost, for whatever reason.
     pub holds_lost: u64,
+    /// Of those: no renewal was confirmed before the deadline.
+    pub lost_deadline: u64,
+    /// Of those: the lease had expired or was revoked.
+    pub lost_lease_gone: u64,
+    /// Of those: the key was deleted from outside.
+    pub lost_key_deleted: u64,
+    /// Of those: a guarded write was refused.
+    pub lost_refused: u64,
+    /// Of those: kept longer than the max_hold option.
+    pub lost_max_hold: u64,
+    /// Of those: the session was closed.
+    pub lost_closed: u64,
     /// Leases lost; the session got itself a new one after each.
     pub leases_lost: u64,
     /// Renewals sent.
     pub renewals: u64,
-    /// Requests sent by all sessions that share the connection.
+    /// Requests sent to the store by all sessions that share its connection.
     pub requests: u64,
+    /// Events heard by all sessions that share the connection.
+    pub watch_events: u64,
+    /// Connections and watch streams that had to be opened anew, by all sessions that share them.
+    pub reconnections: u64,
 }
 
 // ---------------------------------------------------------------- arguments
@@ -574,7 +596,7 @@ pub unsafe extern "C" fn etcdlock_session_stats(
             return Err(Failure::invalid(format!("size {size} is not that of an etcdlock_stats: give sizeof(etcdlock_stats)")));
         }
         let now = handles::with::<Session, _>(session as usize, Session::stats)?;
-        let now = [now.locks, now.holds_lost, now.leases_lost, now.renewals, now.requests];
+        let now = now.counters().map(|(_, count)| count);
         let fields = now.len().min(size / size_of::<u64>());
         // SAFETY: the place has `size` bytes, as the caller promises, and no more are written.
         unsafe { place.cast::<u64>().copy_from_nonoverlapping(now.as_ptr(), fields) };

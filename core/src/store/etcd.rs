@@ -19,7 +19,7 @@ use self::members::{Members, Role};
 use self::watch::Watches;
 use super::{
     Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision, Store,
-    Ticket, Trouble, is_contender, name_of_contender,
+    Ticket, Traffic, Trouble, is_contender, name_of_contender,
 };
 use crate::error::Result;
 use crate::options::Connection;
@@ -324,8 +324,8 @@ impl Store for EtcdStore {
         })
     }
 
-    fn requests(&self) -> u64 {
-        self.members.requests()
+    fn traffic(&self) -> Traffic {
+        self.members.traffic()
     }
 }
 
@@ -533,10 +533,10 @@ mod tests {
     #[test]
     fn requests_that_queue_up_go_together() {
         let rig = Rig::start();
-        let before = rig.store.requests();
+        let before = rig.store.traffic().requests;
         let entered = enter_all(&rig, (0..200).map(|n| ticket_of_its_own_name(&rig, n)).collect());
         assert!(entered.iter().all(|answer| answer.as_ref().unwrap().ahead.is_nobody()));
-        assert_eq!(rig.store.requests() - before, 6, "four alone, then what queued up: 100 and 96");
+        assert_eq!(rig.store.traffic().requests - before, 6, "four alone, then what queued up: 100 and 96");
         // Who comes second is told who is first, in one transaction with others as well.
         let second = |n| Ticket { key: format!("n{n}/{:x}-1", rig.lease), ..ticket_of_its_own_name(&rig, n) };
         for (n, answer) in enter_all(&rig, (0..200).map(second).collect()).into_iter().enumerate() {

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use super::{
     Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
-    Store, Ticket, Trouble, is_contender, name_of_contender,
+    Store, Ticket, Traffic, Trouble, is_contender, name_of_contender,
 };
 use crate::runtime::Env;
 
@@ -276,8 +276,8 @@ impl Store for MemoryStore {
         })
     }
 
-    fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    fn traffic(&self) -> Traffic {
+        Traffic { requests: self.requests.load(Ordering::Relaxed), ..Traffic::default() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! member within a time limit, and a member that fails is set aside for a while.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use tonic::transport::Endpoint;
 use super::{Trouble, transport};
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
+use crate::stats::Counter;
+use crate::store::Traffic;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);
@@ -39,13 +41,16 @@ pub(super) struct Members {
     /// The member that the queue's requests go to while it answers.
     preferred: AtomicUsize,
     connection: Connection,
-    requests: AtomicU64,
+    requests: Counter,
+    watch_events: Counter,
+    reconnections: Arc<Counter>,
     env: Env,
 }
 
 struct Member {
     url: String,
     client: tokio::sync::Mutex<Option<Arc<Client>>>,
+    was_connected: Arc<AtomicBool>,
     health: Mutex<Health>,
 }
 
@@ -60,22 +65,43 @@ struct Health {
 
 impl Members {
     pub(super) fn new(urls: &[String], connection: &Connection, env: Env) -> Self {
-        let members = urls.iter().map(|url| Member { url: url.clone(), client: Default::default(), health: Default::default() });
+        let members = urls.iter().map(|url| Member {
+            url: url.clone(),
+            client: Default::default(),
+            was_connected: Arc::default(),
+            health: Default::default(),
+        });
         let members: Vec<_> = members.collect();
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
-        Members { members, preferred, connection: connection.clone(), requests: AtomicU64::new(0), env }
+        Members {
+            members,
+            preferred,
+            connection: connection.clone(),
+            requests: Counter::default(),
+            watch_events: Counter::default(),
+            reconnections: Arc::default(),
+            env,
+        }
     }
 
     pub(super) fn request_limit(&self) -> Duration {
         if self.members.len() > 1 { LIMIT_WITH_OTHERS_TO_ASK } else { LIMIT_ALONE }
     }
 
-    pub(super) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+    pub(super) fn traffic(&self) -> Traffic {
+        Traffic { requests: self.requests.get(), watch_events: self.watch_events.get(), reconnections: self.reconnections.get() }
     }
 
     pub(super) fn count_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.requests.add();
+    }
+
+    pub(super) fn count_event(&self) {
+        self.watch_events.add();
+    }
+
+    pub(super) fn count_reconnection(&self) {
+        self.reconnections.add();
     }
 
     /// Sends one request to one member.
@@ -208,12 +234,13 @@ impl Members {
         if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let client = Arc::new(self.connect(&self.members[member].url).await?);
+        let client = Arc::new(self.connect(&self.members[member]).await?);
         *slot = Some(client.clone());
         Ok(client)
     }
 
-    async fn connect(&self, url: &str) -> Result<Client, etcd_client::Error> {
+    async fn connect(&self, member: &Member) -> Result<Client, etcd_client::Error> {
+        let url = member.url.as_str();
         let mut endpoint = Endpoint::from_shared(url.to_owned())?
             .connect_timeout(CONNECT_LIMIT)
             .http2_keep_alive_interval(PING)
@@ -230,7 +257,13 @@ impl Members {
         if let Some(process) = &self.env.simulated {
             return Client::from_channel(process.channel(url), Some(options)).await;
         }
-        let channel = transport::connect(&endpoint).await?;
+        let (was_connected, reconnections) = (member.was_connected.clone(), self.reconnections.clone());
+        let count = move || {
+            if was_connected.swap(true, Ordering::Relaxed) {
+                reconnections.add();
+            }
+        };
+        let channel = transport::connect(&endpoint, count).await?;
         let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options));
         let Some((user, password)) = &self.connection.user else { return client(options).await };
         match client(options.clone().with_user(user, password)).await {

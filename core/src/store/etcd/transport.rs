@@ -17,14 +17,22 @@ use tonic::transport::{Channel, Endpoint};
 /// More than this is written without waiting for more.
 const ENOUGH: usize = 16 * 1024;
 
-/// Connects, with the endpoint's TLS and time limit.
-pub(super) async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
-    let connector = tower::service_fn(|uri: Uri| async move {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        // A name with several addresses: each is tried.
-        let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(2379))).await?;
-        stream.set_nodelay(true)?;
-        io::Result::Ok(TokioIo::new(Gathering { stream, waiting: Vec::new(), turn: Turn::Idle }))
+/// Connects, with the endpoint's TLS and time limit. A connection that breaks is made again by
+/// itself; each is told to `connected`.
+pub(super) async fn connect(
+    endpoint: &Endpoint,
+    connected: impl Fn() + Clone + Send + 'static,
+) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |uri: Uri| {
+        let connected = connected.clone();
+        async move {
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            // A name with several addresses: each is tried.
+            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(2379))).await?;
+            stream.set_nodelay(true)?;
+            connected();
+            io::Result::Ok(TokioIo::new(Gathering { stream, waiting: Vec::new(), turn: Turn::Idle }))
+        }
     });
     endpoint.connect_with_connector(connector).await
 }

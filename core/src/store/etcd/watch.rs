@@ -95,6 +95,7 @@ fn create(id: WatchId, what: &Follow) -> (String, WatchOptions) {
 async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
     let mut followers: BTreeMap<WatchId, Follower> = BTreeMap::new();
     let mut retry = Retry::new();
+    let mut was_open = false;
     loop {
         loop {
             match inbox.try_recv() {
@@ -112,6 +113,10 @@ async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
         let member = members.pick(Role::Watch);
         let start = Instant::now();
         if let Ok((sender, answers)) = open(&members, member, &followers).await {
+            if was_open {
+                members.count_reconnection();
+            }
+            was_open = true;
             match serve(&members, sender, answers, &mut inbox, &mut followers).await {
                 Ended::NobodyLeft => return,
                 Ended::Broken(why) => members.set_aside(member, false, &why),
@@ -194,7 +199,7 @@ async fn serve(
                     if answer.canceled() && is_ours && answer.compact_revision() == 0 {
                         return Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason()));
                     }
-                    if let Some(again) = hear(&answer, followers) {
+                    if let Some(again) = hear(members, &answer, followers) {
                         let _ = outgoing.send(again);
                     }
                 }
@@ -222,7 +227,7 @@ async fn serve(
 }
 
 /// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
-fn hear(answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
+fn hear(members: &Members, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
     let id = answer.watch_id();
     let follower = followers.get(&id)?;
     if answer.canceled() {
@@ -233,6 +238,7 @@ fn hear(answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Opti
         let _ = follower.changes.send(Change::Since(revision));
     }
     for event in answer.events() {
+        members.count_event();
         let Some(kv) = event.kv().filter(|_| event.event_type() == EventType::Delete) else { continue };
         let hears = match &follower.what {
             Follow::Queue(name) => is_contender(name, kv.key()),
