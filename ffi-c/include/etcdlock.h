@@ -269,9 +269,45 @@ typedef struct {
      */
     uint64_t locks;
     /**
+     * Of those, the ones that had to wait for another holder, here or elsewhere.
+     */
+    uint64_t waits;
+    /**
+     * Of those, the ones that were passed on inside this process, in one request.
+     */
+    uint64_t hand_overs;
+    /**
+     * Places that the session has in queues now, as holder or as waiter.
+     */
+    uint64_t live_tickets;
+    /**
      * Holds lost, for whatever reason.
      */
     uint64_t holds_lost;
+    /**
+     * Of those: no renewal was confirmed before the deadline.
+     */
+    uint64_t lost_deadline;
+    /**
+     * Of those: the lease had expired or was revoked.
+     */
+    uint64_t lost_lease_gone;
+    /**
+     * Of those: the key was deleted from outside.
+     */
+    uint64_t lost_key_deleted;
+    /**
+     * Of those: a guarded write was refused.
+     */
+    uint64_t lost_refused;
+    /**
+     * Of those: kept longer than the max_hold option.
+     */
+    uint64_t lost_max_hold;
+    /**
+     * Of those: the session was closed.
+     */
+    uint64_t lost_closed;
     /**
      * Leases lost; the session got itself a new one after each.
      */
@@ -281,9 +317,17 @@ typedef struct {
      */
     uint64_t renewals;
     /**
-     * Requests sent by all sessions that share the connection.
+     * Requests sent to the store by all sessions that share its connection.
      */
     uint64_t requests;
+    /**
+     * Events heard by all sessions that share the connection.
+     */
+    uint64_t watch_events;
+    /**
+     * Connections and watch streams that had to be opened anew, by all sessions that share them.
+     */
+    uint64_t reconnections;
 } etcdlock_stats;
 
 /**
