@@ -9,6 +9,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from languages import LANGUAGES, ROOT
 
@@ -111,6 +112,18 @@ class Driver:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+        # Its threads stop one after the other, and until the last has, it can still answer.
+        end = time.monotonic() + 20
+        while number == signal.SIGSTOP and not self._is_stopped():
+            assert time.monotonic() < end, f"{self.language}: it does not stop"
+            time.sleep(0.0005)
+
+    def _is_stopped(self) -> bool:
+        try:
+            stats = [stat.read_text() for stat in Path(f"/proc/{self.process.pid}/task").glob("*/stat")]
+        except FileNotFoundError:  # a thread that has just ended
+            return False
+        return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
 
     async def kill(self) -> None:
         if self.process.returncode is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = ROOT / "tests/suite/drivers"
 C_DRIVER = ROOT / "target/ffi-c/driver"
+UNIFFI = ROOT / "target/uniffi"
 VENV_PYTHON = ROOT / ".venv/bin/python"
 
 # The rows of docs/parity.md: a call of the protocol, and what it is.
@@ -174,6 +175,55 @@ LANGUAGES = {
             "inspect": "await session.inspect",
             "stats": "session.stats",
             "close": "await session.close, await using",
+        },
+    ),
+    "jvm": Language(
+        "Java",
+        ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{UNIFFI}/driver:{UNIFFI}/jvm/*:{UNIFFI}/lib/*", "Driver"],
+        [
+            "make --no-print-directory -C bindings-uniffi jvm",
+            f"javac -cp '{UNIFFI}/jvm/*:{UNIFFI}/lib/*' -d {UNIFFI}/driver {DRIVERS}/Driver.java",
+        ],
+        ["javac", "mvn", "make"],
+        {
+            "connect": "Session.connect, .connectAsync",
+            "mutex": "session.mutex",
+            "lock": "mutex.lock, .lockAsync, .asLock; Kotlin withLock",
+            "cancel": "future.cancel, Thread.interrupt",
+            "try_lock": "mutex.tryLock",
+            "unlock": "hold.unlock, mutex.unlock, try (hold)",
+            "state": "hold.isHeld, .remaining, .getToken",
+            "check": "hold.check",
+            "lost": "hold.onLost",
+            "put": "hold.put",
+            "get": "hold.get",
+            "delete": "hold.delete",
+            "inspect": "session.inspect",
+            "stats": "session.stats",
+            "close": "session.close, try (session)",
+        },
+    ),
+    "ruby": Language(
+        "Ruby",
+        ["ruby", "-I", f"{UNIFFI}/gem/lib", str(DRIVERS / "driver.rb")],
+        ["make --no-print-directory -C bindings-uniffi ruby"],
+        ["ruby", "make"],
+        {
+            "connect": "Etcdlock.connect",
+            "mutex": "session.mutex",
+            "lock": "mutex.lock, .synchronize",
+            "cancel": "Thread#raise, Timeout",
+            "try_lock": "mutex.try_lock",
+            "unlock": "hold.unlock, mutex.unlock",
+            "state": "hold.held?, .remaining, .token",
+            "check": "hold.check",
+            "lost": "hold.on_lost",
+            "put": "hold.put",
+            "get": "hold.get",
+            "delete": "hold.delete",
+            "inspect": "session.contenders",
+            "stats": "session.stats",
+            "close": "session.close, connect { }",
         },
     ),
 }

@@ -75,7 +75,7 @@ def parity(languages: list[str], seen: Seen) -> str:
         lines.append(f"| {kind} | " + " | ".join("✓" if seen.kinds[l][kind] else "–" for l in languages) + " |")
     lines += [
         "",
-        "`BUSY` is an empty result where a language has one: `None` in Rust and Python, `null` in Node. A cancelled call raises what",
+        "`BUSY` is an empty result where a language has one: `None` in Rust and Python, `null` in Node and Java, `nil` in Ruby. A cancelled call raises what",
         "the language has for it: `asyncio.CancelledError`, the signal's `reason` in Node.",
         "",
         "The cases:",

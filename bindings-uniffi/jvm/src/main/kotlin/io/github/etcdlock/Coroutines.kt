@@ -19,13 +19,14 @@ import kotlin.coroutines.resumeWithException
 // is granted at the same moment. They need kotlinx-coroutines, which whoever uses them has.
 
 private suspend fun <T> await(started: Started<T>): T = suspendCancellableCoroutine { waiting ->
-    waiting.invokeOnCancellation { started.cancel() }
     started.onDone { result ->
         result.fold(
             { value -> waiting.resume(value) { _, value, _ -> started.giveBack(value) } },
             { error -> waiting.resumeWithException(error) },
         )
     }
+    // Not before: it can come at once, and ends the call.
+    waiting.invokeOnCancellation { started.cancel() }
 }
 
 /** [Session.connect], suspending. */
@@ -71,10 +72,14 @@ public suspend fun Hold.awaitDelete(key: ByteArray): Unit = await(startDelete(ke
  */
 public suspend fun <T> Mutex.withLock(timeout: Duration? = null, body: suspend CoroutineScope.(Hold) -> T): T {
     val hold = awaitLock(timeout)
+    var lost: LockLostException? = null
     val result = try {
         coroutineScope {
             val job = coroutineContext.job
-            val listener = Consumer<LockLostException> { job.cancel(CancellationException(it.message, it)) }
+            val listener = Consumer<LockLostException> {
+                lost = it
+                job.cancel(CancellationException(it.message, it))
+            }
             hold.onLost(listener)
             try {
                 body(hold)
@@ -83,9 +88,9 @@ public suspend fun <T> Mutex.withLock(timeout: Duration? = null, body: suspend C
             }
         }
     } catch (error: Throwable) {
-        val ours = error is CancellationException && error.cause is LockLostException && currentCoroutineContext().isActive
+        val isOurs = error is CancellationException && currentCoroutineContext().isActive
         withContext(NonCancellable) { runCatching { if (!hold.isReleased) hold.awaitUnlock() } }
-        throw if (ours) error.cause as LockLostException else error
+        throw if (isOurs) lost ?: error else error
     }
     withContext(NonCancellable) { if (!hold.isReleased) hold.awaitUnlock() }
     return result

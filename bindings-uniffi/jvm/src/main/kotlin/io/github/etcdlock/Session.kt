@@ -22,14 +22,20 @@ public class Options {
     /** A prefix for every lock name of the session. */
     public fun namespace(prefix: String): Options = set { copy(namespace = prefix) }
 
-    /** etcd's own authentication. */
-    public fun user(user: String, password: String): Options = set { copy(user = user, password = password) }
+    /** User name for etcd's own authentication; needs [password]. */
+    public fun user(user: String): Options = set { copy(user = user) }
+
+    /** Password for etcd's own authentication; needs [user]. */
+    public fun password(password: String): Options = set { copy(password = password) }
 
     /** Certificates that may sign the server's: PEM text, or the path of a PEM file. */
     public fun ca(pem: String): Options = set { copy(ca = pem) }
 
-    /** The client's certificate and its key: PEM text, or paths of PEM files. */
-    public fun certificate(cert: String, key: String): Options = set { copy(cert = cert, key = key) }
+    /** The client's certificate: PEM text, or the path of a PEM file; needs [key]. */
+    public fun cert(pem: String): Options = set { copy(cert = pem) }
+
+    /** The private key of [cert]: PEM text, or the path of a PEM file. */
+    public fun key(pem: String): Options = set { copy(key = pem) }
 
     /** The name in the server's certificate, where it differs from the endpoint's host. */
     public fun serverName(name: String): Options = set { copy(serverName = name) }

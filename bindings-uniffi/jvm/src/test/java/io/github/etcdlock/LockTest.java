@@ -458,12 +458,16 @@ class LockTest {
     }
 
     @Test
-    void wrong_arguments_are_named_at_once() {
+    void wrong_arguments_are_named_at_once() throws Exception {
         assertTrue(assertThrows(InvalidException.class, () -> Session.connect("redis://a")).getMessage().contains("redis"));
         assertThrows(InvalidException.class, () -> Session.connect(List.of()));
         assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().ttl(Duration.ofSeconds(1))));
         assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().ttl(Duration.ofSeconds(-1))));
-        assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().user("a", "")).mutex(""));
+        assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().user("a")));
+        assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().cert("a")));
+        try (Session session = Session.connect("memory:")) {
+            for (String name : List.of("", "a\0", "x".repeat(1025))) assertThrows(InvalidException.class, () -> session.mutex(name));
+        }
     }
 
     @Test
