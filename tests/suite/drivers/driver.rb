@@ -74,4 +74,4 @@ $stdin.each_line do |line|
   # Interrupts come where a lock waits, and nowhere else.
   Thread.handle_interrupt(Giving_up => :never) { OPS[request["id"]] = Thread.new { serve(request, from) } }
 end
-exit!
+exit!(true)
