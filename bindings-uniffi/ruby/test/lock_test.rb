@@ -67,6 +67,42 @@ class LockTest < EtcdlockTest
     end
   end
 
+  # The least that Ruby's scheduler interface asks for.
+  class Scheduler
+    def initialize = @waiting = {}
+
+    def fiber(&work) = Fiber.new(blocking: false, &work).tap(&:resume)
+
+    def io_wait(io, events, _timeout)
+      @waiting[io] = Fiber.current
+      Fiber.yield
+      events
+    end
+
+    def close
+      IO.select(@waiting.keys).first.each { |io| @waiting.delete(io).resume } until @waiting.empty?
+    end
+
+    def block(*) = raise("a fiber blocks its thread")
+    alias kernel_sleep block
+    alias unblock block
+  end
+
+  on_each "other fibers run while one waits" do |target|
+    connect(target) do |session|
+      first = session.mutex(name = fresh_name).lock
+      seen = []
+      Thread.new do
+        Fiber.set_scheduler(Scheduler.new)
+        5.times { |n| Fiber.schedule { session.mutex(name).synchronize { seen << n } } }
+        Fiber.schedule { seen << :other }
+        Fiber.schedule { session.contenders(name) && first.unlock }
+      end.join
+      assert_equal [:other, 0, 1, 2, 3, 4], seen
+      nothing_is_left(session, name)
+    end
+  end
+
   on_each "kill and raise and Timeout end the wait and leave nothing" do |target|
     connect(target) do |session|
       hold = session.mutex(name = fresh_name).lock
