@@ -55,6 +55,7 @@ test-suite: setup
 
 test-torture: setup
 	$(call step,torture: the checker catches each kind of violation,cd tests/torture && python3 -m unittest -q test_checker)
+	$(call step,torture: clients with one protection taken out are caught,python3 tests/torture/test_sabotage.py)
 	$(call step,torture: 60 s of faults,python3 tests/torture/torture.py --seconds 60)
 
 # Workers in every language under faults: make torture SECONDS=300 [SEED=n]; what it has seen is in target/torture.
