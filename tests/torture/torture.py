@@ -330,6 +330,8 @@ class Worker:
 
     async def again(self) -> dict[str, str]:
         if self.session_is_over:
+            # Closed, or the key of a failed unlock stays in the queue for as long as the process lives.
+            self.driver.begin("close", session=await self.session_name())
             self.session_is_over, self.opening = False, None
         return await self.mutexes()
 
