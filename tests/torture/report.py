@@ -10,7 +10,7 @@ from pathlib import Path
 import checker
 from checker import PEERS, SECOND, History, Verdict, ms, spread
 
-TITLES = {"rust": "Rust", "c": "C", "python": "Python", "asyncio": "asyncio", "node": "Node", "jvm": "JVM", "ruby": "Ruby",
+TITLES = {"rust": "Rust", "c": "C", "python": "Python", "asyncio": "asyncio", "node": "Node", "jvm": "Java", "ruby": "Ruby",
           "go": "Go's Mutex", "etcdctl": "etcdctl lock"}
 RULES = {
     "overlap": "two holds of one name at once",
