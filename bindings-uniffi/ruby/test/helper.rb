@@ -1,7 +1,6 @@
 # frozen_string_literal: true
 
 require "etcdlock"
-require "base64"
 require "json"
 require "minitest/autorun"
 require "net/http"
@@ -19,9 +18,9 @@ module Outside
     JSON.parse(Net::HTTP.post(URI("http://#{ETCD}/v3/#{path}"), JSON.generate(body), "Content-Type" => "application/json").body)
   end
 
-  def range(name) = { key: Base64.strict_encode64("#{name}/"), range_end: Base64.strict_encode64("#{name}0") }
+  def range(name) = { key: ["#{name}/"].pack("m0"), range_end: ["#{name}0"].pack("m0") }
 
-  def keys(name) = ask("kv/range", range(name)).fetch("kvs", []).map { |kv| Base64.decode64(kv["key"]) }
+  def keys(name) = ask("kv/range", range(name)).fetch("kvs", []).map { |kv| kv["key"].unpack1("m") }
 
   def delete_keys(name) = ask("kv/deleterange", range(name))
 
