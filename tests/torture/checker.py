@@ -279,6 +279,15 @@ def taken_away(faults: list[dict], keys: dict) -> dict[tuple[str, int], dict]:
         # Keys that had gone before are another matter.
         if fault and (key.deleted_at is None or key.deleted_at >= fault["from"]):
             taken.setdefault(id, fault)
+    # A leader that was stopped and goes on revokes leases that its successor has renewed (etcd before 3.4.31 and 3.5.13,
+    # etcd-io/etcd#15247): the whole lease goes, at once, right then. The holder must hear of it like of any other delete.
+    last_seen: dict[int, int] = defaultdict(int)
+    for key in keys.values():
+        last_seen[key.lease] = max(last_seen[key.lease], key.seen)
+    for stop in (fault for fault in faults if fault["kind"] == "member stop"):
+        for id, key in keys.items():
+            if key.deleted_at and stop["to"] - SECOND // 2 <= key.deleted_at <= stop["to"] + 2 * SECOND and last_seen[key.lease] <= key.deleted_at:
+                taken.setdefault(id, {"kind": "stopped member, which revoked the lease", "from": key.deleted_at})
     return taken
 
 

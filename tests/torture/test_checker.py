@@ -188,6 +188,20 @@ class Checker(unittest.TestCase):
         story.lost("one", 10, 205, "its key was deleted from outside")
         self.assertEqual(self.rules(story), {"foreign"})
 
+    def test_a_lease_that_a_resumed_member_revokes_is_no_other_clients_deed(self):
+        for stop, again, rules in ((True, False, set()), (False, False, {"foreign"}), (True, True, {"foreign"})):
+            story = self.pair()
+            story.key(A, 10, 99, lease=7)
+            story.grant("one", 10, 100)
+            if stop:
+                story.fault("member stop", 50, 190, members=[0])
+            story.gone(A, 11, 200, lease=7)
+            story.lost("one", 10, 205, "its key was deleted from outside")
+            if again:
+                # The lease lives, so it was the key alone.
+                story.turn("two", 30, 900, 950, name=B, lease=7)
+            self.assertEqual(self.rules(story), rules)
+
     def test_getting_the_lock_before_one_who_is_ahead_is_caught_by_revision(self):
         story = self.pair()
         story.key(A, 10, 50, lease=9)

@@ -536,9 +536,20 @@ class Faults:
             kind,
             lambda: self.cluster.do("kill", member=member),
             rng.uniform(0.5, 4),
-            lambda: self.cluster.do("start", member=member, wait=True),
+            lambda: self.start_again(member),
             members=[member],
         )
+
+    async def start_again(self, member: int) -> None:
+        """Until it answers, or for a while: it may be cut off by another fault, whose end must not wait for this."""
+        await self.cluster.do("start", member=member)
+        etcd, end = Etcd(self.cluster.status["direct"][member]), time.monotonic() + 10
+        while time.monotonic() < end:
+            try:
+                await etcd.asked("kv/range", {"key": "bm9uZQ=="}, 1)
+                return
+            except OSError:
+                await asyncio.sleep(0.1)
 
     async def member_stop(self, kind, rng) -> None:
         member = rng.randrange(3)
@@ -598,7 +609,7 @@ class Faults:
         for member in rng.sample(range(3), 3):
             await self.cluster.do("kill", member=member)
             await asyncio.sleep(rng.uniform(0, 0.5))
-            await self.cluster.do("start", member=member, wait=True)
+            await self.start_again(member)
         self.torture.faults.write(kind=kind, **{"from": began}, to=now())
 
     async def blackout(self, kind, rng) -> None:
