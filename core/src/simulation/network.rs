@@ -108,7 +108,7 @@ pub(super) struct World {
     members: Vec<Member>,
     copies: Vec<Copy>,
     /// Nothing more can be put.
-    pub(super) is_full: bool,
+    is_full: bool,
     me: Weak<Mutex<World>>,
     /// The chance of each fault of [`OF_REQUESTS`], for each request.
     pub(super) chances: BTreeMap<Fault, f64>,
@@ -400,6 +400,15 @@ impl World {
             state == Member::Silent
         });
         self.streams = streams;
+    }
+
+    /// Nothing more can be put, or something can be put again.
+    pub(super) fn fill(&mut self, is_full: bool) {
+        say!(self, "etcd: the database is {}full", if is_full { "" } else { "no longer " });
+        self.is_full = is_full;
+        if is_full {
+            self.count(Fault::DatabaseFull);
+        }
     }
 
     /// A member has what it is told only that much later.

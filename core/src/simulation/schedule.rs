@@ -357,15 +357,9 @@ impl Schedule {
                 world.set_lag(member, lasts);
             }
             Fault::DatabaseFull => {
-                let mut world = enter(&self.world);
-                world.count(fault);
-                say!(world, "etcd: the database is full");
-                world.is_full = true;
-                drop(world);
+                enter(&self.world).fill(true);
                 sleep(lasts).await;
-                let mut world = enter(&self.world);
-                say!(world, "etcd: there is room again");
-                world.is_full = false;
+                enter(&self.world).fill(false);
             }
             Fault::SessionClosed => {
                 let sessions = self.sessions.lock().unwrap().clone();
