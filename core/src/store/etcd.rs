@@ -145,7 +145,7 @@ impl Store for EtcdStore {
             // another member. The client checks the TTL in the answer, which is always the granted
             // one (`Renew` in etcd's lessor.go).
             let renew = |client: Arc<etcd_client::Client>| async move { client.lease_client().keep_alive(lease).await };
-            self.members.call(Role::Queue, limit, renew).await.map(|_| ())
+            self.members.call_any(limit, renew).await.map(|_| ())
         })
     }
 

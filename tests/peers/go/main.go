@@ -45,6 +45,9 @@ func main() {
 		observe(strings.Split(os.Args[2], ","), os.Args[3])
 		return
 	}
+	if isFaults() {
+		return
+	}
 	if len(os.Args) < 4 {
 		fmt.Fprintln(os.Stderr, "usage: peer rounds|put|try|many|classic|hold ENDPOINT NAME [ROUNDS]")
 		os.Exit(64)

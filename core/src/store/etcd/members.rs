@@ -6,13 +6,14 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use super::{Trouble, transport};
+use super::{Reply, Trouble, transport};
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
 use crate::stats::Counter;
@@ -25,6 +26,8 @@ const ASIDE_AT_FIRST: Duration = Duration::from_millis(250);
 /// For a member that says nothing, which costs a whole time limit to find out again. One that
 /// refuses at once, as all do while they elect a leader, may be asked again soon.
 const ASIDE_AT_MOST: Duration = Duration::from_secs(5);
+/// How many times a renewal is sent, to one member after the other, in the time limit of one.
+const ASKED_IN_A_LIMIT: u32 = 4;
 /// etcd closes connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
 
@@ -115,6 +118,59 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.call_one(self.pick(role), limit, request).await
+    }
+
+    /// Asks one member after the other, each a while after the one before and without giving up on
+    /// that, and takes the first answer. For renewals, which may be sent any number of times: while
+    /// the leader says nothing the other members say nothing either, each request that they pass on
+    /// to it is lost, and one that is sent a moment after an election is answered at once.
+    pub(super) async fn call_any<T, F>(&self, limit: Duration, request: impl Fn(Arc<Client>) -> F + Sync) -> Result<T, Trouble>
+    where
+        T: Send,
+        F: Future<Output = Result<T, etcd_client::Error>> + Send,
+    {
+        let first = self.pick(Role::Queue);
+        let count = self.members.len();
+        if count == 1 {
+            return self.call_one(first, limit, request).await;
+        }
+        let mut under_way: Vec<(usize, Reply<'_, T>)> = Vec::new();
+        let mut sent = 0;
+        loop {
+            // In the direction of `pick`: the member of the watches comes last.
+            let in_turn: Vec<_> = (0..count).map(|step| (first + count - step) % count).collect();
+            let now = self.env.now();
+            let usable: Vec<_> = in_turn.iter().copied().filter(|&member| self.health(member).aside_until <= now).collect();
+            let asked = if usable.is_empty() { in_turn } else { usable };
+            let member = asked[sent % asked.len()];
+            under_way.push((member, Box::pin(self.call_one(member, limit, &request))));
+            sent += 1;
+            let next = tokio::time::sleep(limit / ASKED_IN_A_LIMIT);
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    biased;
+                    (member, answer) = first_answer(&mut under_way) => match answer {
+                        Err(Trouble::Unavailable(why)) if sent >= 2 * ASKED_IN_A_LIMIT as usize && under_way.is_empty() => {
+                            return Err(Trouble::Unavailable(why));
+                        }
+                        // The first may be a connection that has died of old age.
+                        Err(Trouble::Unavailable(_)) if sent == 1 => break,
+                        Err(Trouble::Unavailable(_)) => {}
+                        answer => {
+                            for (silent, _) in under_way.iter().filter(|(silent, _)| *silent != member) {
+                                self.set_aside(*silent, true, "another member was faster");
+                            }
+                            if answer.is_ok() {
+                                self.preferred.store(member, Ordering::Relaxed);
+                            }
+                            return answer;
+                        }
+                    },
+                    () = &mut next, if sent < 2 * ASKED_IN_A_LIMIT as usize => break,
+                }
+            }
+        }
     }
 
     pub(super) async fn call_one<T, F>(
@@ -297,6 +353,24 @@ async fn off_the_io_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 
 
 fn is_old_auth_revision(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("revision of auth store is old"))
+}
+
+/// Waits for one of them, and takes it out.
+async fn first_answer<T>(under_way: &mut Vec<(usize, Reply<'_, T>)>) -> (usize, Result<T, Trouble>) {
+    std::future::poll_fn(|cx| {
+        let ready = under_way.iter_mut().enumerate().find_map(|(at, (member, answer))| match answer.as_mut().poll(cx) {
+            Poll::Ready(answer) => Some((at, *member, answer)),
+            Poll::Pending => None,
+        });
+        match ready {
+            Some((at, member, answer)) => {
+                drop(under_way.swap_remove(at));
+                Poll::Ready((member, answer))
+            }
+            None => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Whether the connection failed, and not the server's answer said so: that has no cause beneath it.
