@@ -14,7 +14,7 @@ step = @printf '\n\033[1m== %s\033[0m\n' "$(1)"; start=$$SECONDS; $(2) && printf
 
 SIMULATION = $(CARGO) test --release --locked -p etcdlock --lib -- --nocapture --test-threads 1 simulation::tests
 
-.PHONY: help setup demo build test test-core test-suite test-torture torture simulate lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
+.PHONY: help setup demo build test test-core test-versions safety-figures test-suite test-torture torture simulate lint dist clean $(LANGUAGES:%=test-%) $(LANGUAGES:%=lint-%) $(LANGUAGES:%=dist-%)
 
 help:
 	@echo "make demo    several programs share one counter on a throw-away etcd"
@@ -22,6 +22,8 @@ help:
 	@echo "make test-suite   one suite for every language and every pair of them (part of make test)"
 	@echo "make simulate SECONDS=60    the core in virtual time, with faults, as long as you like"
 	@echo "make torture SECONDS=300 [SEED=n]   workers in every language on a cluster under faults, with a checker and a report"
+	@echo "make test-versions    core's tests on the newest etcd 3.5, 3.6 and 3.7 as well"
+	@echo "make safety-figures   the figures of docs/safety.md (15 minutes)"
 	@echo "make lint    formatters and linters, warnings denied"
 	@echo "make dist    packages of every language, into dist/"
 	@echo "make bench   figures beside a plain put and beside etcd's Go client"
@@ -39,11 +41,19 @@ test-core: setup
 	$(call step,core: build,$(CARGO) build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock-cli -p etcdlock --lib --bins --examples)
 	$(call step,core: tests on memory and on a real etcd,$(CARGO) test --release --locked -p etcdlock -p etcdlock-rig -p etcdlock-demo -- --skip simulation::)
 	$(call step,core: 10000 schedules in virtual time,ETCDLOCK_SCHEDULES=10000 $(SIMULATION))
+	$(call step,core: on the newest etcd,tests/versions.sh --quick)
 	$(call step,the command: tests,$(CARGO) test --release --locked -p etcdlock-cli)
 	$(call step,demo,tests/demo.sh > target/demo.log 2>&1 || { cat target/demo.log; exit 1; })
 
 $(LANGUAGES:%=test-%): test-%: setup test-core
 	$(call step,$*: tests,$(MAKE) --no-print-directory -C $* test)
+
+test-versions: setup
+	@tests/versions.sh
+
+safety-figures: setup
+	$(CARGO) build --release --locked -p etcdlock --example figures
+	@target/release/examples/figures $(PART)
 
 # After the languages, whose builds they use.
 ifneq ($(filter test,$(MAKECMDGOALS)),)

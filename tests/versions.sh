@@ -48,6 +48,7 @@ build() {
     fi
 }
 
+cargo build --release --locked --quiet -p etcdlock --examples
 failed=()
 for line in "${lines[@]}"; do
     if [ "$line" = installed ]; then

@@ -45,41 +45,31 @@ fn row_3_with_answers_delayed_by_most_of_the_ttl_the_holder_knows_before_etcd_de
     let session = behind.connect(2);
     let hold = session.mutex("row3").unwrap().lock().unwrap();
     let deleted = deletions(&behind.etcd.endpoint(), "row3/");
-    let (tx, lost) = mpsc::channel();
-    hold.on_lost(move |loss| tx.send((loss, Instant::now())).unwrap());
+    let lost = losses(&hold);
     behind.proxy.set(Direction::ToClient, Fault::Delay(Duration::from_millis(1600)));
-    let (loss, lost_at) = lost.recv_timeout(LONG).expect("a loss");
-    let (_, deleted_at) = deleted.recv_timeout(LONG).expect("the key goes");
-    assert_eq!(loss, Loss::Deadline);
-    assert!(lost_at < deleted_at, "lost {:?} after the key went", lost_at - deleted_at);
+    deleted.recv_timeout(LONG).expect("the key goes");
+    assert!(!hold.is_held(), "etcd has deleted the key of a hold that believes in itself");
+    assert_eq!(lost.recv_timeout(LONG).expect("a loss"), Loss::Deadline);
 }
 
 #[test]
 fn row_3_cut_off_holders_know_before_etcd_deletes_their_keys() {
+    // By how much, and that they have been told before, is in the figures of docs/safety.md: here a
+    // busy machine may keep the thread that tells waiting.
     let behind = Behind::start();
     let sessions: Vec<_> = (0..20).map(|n| connect_nth(&behind.proxy.endpoint(), 2 + n as u64 % 2, n)).collect();
-    let (tx, lost) = mpsc::channel();
-    let holds: Vec<Hold> = sessions
-        .iter()
-        .enumerate()
-        .map(|(n, session)| {
-            let hold = session.mutex(&format!("cut/{n:02}")).unwrap().lock().unwrap();
-            let tx = tx.clone();
-            hold.on_lost(move |_| tx.send((n, Instant::now())).unwrap());
-            hold
-        })
-        .collect();
+    let hold = |(n, session): (usize, &Session)| session.mutex(&format!("cut/{n:02}")).unwrap().lock().unwrap();
+    let holds: Vec<Hold> = sessions.iter().enumerate().map(hold).collect();
+    let lost: Vec<_> = holds.iter().map(losses).collect();
     let deleted = deletions(&behind.etcd.endpoint(), "cut/");
     behind.proxy.set_both(Fault::Cut);
-    let mut lost_at = vec![None; holds.len()];
     for _ in &holds {
-        let (n, at) = lost.recv_timeout(LONG).expect("each is lost");
-        lost_at[n] = Some(at);
-    }
-    for _ in &holds {
-        let (key, deleted_at) = deleted.recv_timeout(LONG).expect("each key goes");
+        let (key, _) = deleted.recv_timeout(LONG).expect("each key goes");
         let n: usize = key[4..6].parse().unwrap();
-        assert!(lost_at[n].unwrap() < deleted_at, "holder {n} knew too late");
+        assert!(!holds[n].is_held(), "holder {n} did not know");
+    }
+    for lost in lost {
+        assert_eq!(lost.recv_timeout(LONG).expect("each is told"), Loss::Deadline);
     }
 }
 

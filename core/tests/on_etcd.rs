@@ -245,6 +245,50 @@ fn row_2_a_waiter_whose_lease_was_revoked_gets_the_lock_on_a_new_one() {
     assert!(hold.is_held());
 }
 
+/// The Rust peer, holding `name`, with a clock that jumps when the file is made; `None` where there
+/// is no C compiler.
+fn holder_with_a_jump(etcd: &Etcd, name: &str, jump: &str, folder: &Path) -> Option<OtherClient> {
+    let library = folder.join("jump.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outside/jump.c");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
+    if !built.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: there is no C compiler to make a clock that jumps");
+        return None;
+    }
+    let mut command = Command::new(example("peer"));
+    command.args(["hold", &etcd.endpoint(), name]);
+    command.env("LD_PRELOAD", library).env("CLOCK_JUMP", jump).env("CLOCK_JUMP_FILE", folder.join("now"));
+    let mut client = OtherClient::start(command);
+    assert_eq!(client.line(), "ready");
+    client.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    assert!(client.line().starts_with("held"));
+    Some(client)
+}
+
+#[test]
+fn row_5_a_wall_clock_that_jumps_changes_nothing() {
+    let etcd = Etcd::start();
+    for jump in ["wall 3600", "wall -3600"] {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(mut holder) = holder_with_a_jump(&etcd, "row5", jump, folder.path()) else { return };
+        std::fs::write(folder.path().join("now"), "").unwrap();
+        // Longer than its TTL of 10 s less what is left of it: it has to renew.
+        std::thread::sleep(Duration::from_secs(11));
+        holder.release();
+    }
+}
+
+#[test]
+fn row_6_a_machine_that_was_suspended_has_lost_its_holds_on_wake_up() {
+    let etcd = Etcd::start();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut holder) = holder_with_a_jump(&etcd, "row6", "boot 3600", folder.path()) else { return };
+    // For etcd no time has passed, so only the holder's own clock can tell it.
+    std::fs::write(folder.path().join("now"), "").unwrap();
+    holder.stdin = None;
+    assert!(!holder.child.wait().unwrap().success(), "its unlock says that the hold was lost");
+}
+
 #[test]
 fn row_7_the_ttl_that_the_server_grants_is_used() {
     let etcd = Etcd::start_with(&["--heartbeat-interval", "300", "--election-timeout", "3000"]);

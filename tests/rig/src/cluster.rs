@@ -196,7 +196,9 @@ impl Cluster {
     /// One request to a member's JSON gateway, without its proxy, such as `kv/range`. `None` without
     /// an answer, and for an error.
     pub fn ask(&self, member: usize, path: &str, body: &Value) -> Option<Value> {
-        gateway(self.members[member].ports.client, path, body).filter(|answer| answer.get("error").is_none())
+        // An error has the one before etcd 3.6, and the other from then on.
+        let is_error = |answer: &Value| answer.get("error").is_some() || answer.get("code").is_some();
+        gateway(self.members[member].ports.client, path, body).filter(|answer| !is_error(answer))
     }
 
     fn id_of(&self, member: usize) -> Option<Value> {

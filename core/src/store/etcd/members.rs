@@ -186,8 +186,8 @@ impl Members {
         let url = &self.members[member].url;
         let mut used = None;
         let answer = tokio::time::timeout(limit, async {
-            let client = self.client(member).await?;
-            used = Some(client.clone());
+            let (client, is_new) = self.client(member).await?;
+            used = Some((client.clone(), is_new));
             match request(client.clone()).await {
                 Err(error) if is_old_auth_revision(&error) => {
                     client.refresh_token().await?;
@@ -206,10 +206,12 @@ impl Members {
             }
             Ok(Err(error)) => {
                 // The next request makes a connection from the start, with the certificates of then.
-                if let Some(used) = used.filter(|_| is_broken_connection(&error)) {
-                    self.drop_client(member, &used);
+                if let Some((used, _)) = used.as_ref().filter(|_| is_broken_connection(&error)) {
+                    self.drop_client(member, used);
                 }
-                match certificate_trouble(&error) {
+                // An old one connects again by itself, with the certificates of its time.
+                let is_new = used.is_none_or(|(_, is_new)| is_new);
+                match certificate_trouble(&error).filter(|_| is_new) {
                     Some(why) => self.refused_certificate(member, format!("{url}: {why}")),
                     None => trouble_from(url, &error),
                 }
@@ -217,7 +219,7 @@ impl Members {
             Err(_) => {
                 silent = true;
                 // The connection may be dead without a word: the next request makes a new one.
-                if let Some(used) = used {
+                if let Some((used, _)) = used {
                     self.drop_client(member, &used);
                 }
                 Trouble::Unavailable(format!("{url}: no answer within {limit:?}"))
@@ -285,14 +287,15 @@ impl Members {
         self.members[member].health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn client(&self, member: usize) -> Result<Arc<Client>, etcd_client::Error> {
+    /// The client of a member, and whether it has just been made.
+    async fn client(&self, member: usize) -> Result<(Arc<Client>, bool), etcd_client::Error> {
         let mut slot = self.members[member].client.lock().await;
         if let Some(client) = &*slot {
-            return Ok(client.clone());
+            return Ok((client.clone(), false));
         }
         let client = Arc::new(self.connect(&self.members[member]).await?);
         *slot = Some(client.clone());
-        Ok(client)
+        Ok((client, true))
     }
 
     async fn connect(&self, member: &Member) -> Result<Client, etcd_client::Error> {
