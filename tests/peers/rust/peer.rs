@@ -9,12 +9,13 @@
 //! peer many     ENDPOINT NAME ROUNDS   256 tasks, each with a name of its own
 //! peer waiters  ENDPOINT NAME ROUNDS   ROUNDS tasks want one lock, in one session
 //! peer classic  ENDPOINT NAME ROUNDS   the same, with a session each
+//! peer memory   ENDPOINT NAME COUNT    what COUNT idle mutexes, waiters and holds take
 //! peer hold     ENDPOINT NAME          lock, print "held TOKEN", unlock when standard input closes
 //! peer load     ENDPOINT KEY  RATE     put RATE times a second until standard input closes
 //! ```
 //!
-//! Each starts with a line "ready" and waits for a line on standard input. All but "hold" and "load"
-//! print, for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took. With
+//! Each starts with a line "ready" and waits for a line on standard input. "memory" prints lines "memory
+//! WHAT BYTES" for one of each. All but that, "hold" and "load" print, for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took. With
 //! PEER_STATS set, the session's counters go to standard error at the end.
 
 use std::future::Future;
@@ -41,7 +42,7 @@ fn wait<T: Send + 'static>(pending: Pending<T>) -> etcdlock::Result<T> {
 fn main() -> Result<(), AnyError> {
     let args: Vec<String> = std::env::args().collect();
     let [_, what, endpoint, name, rest @ ..] = args.as_slice() else {
-        return Err("usage: peer rounds|put|try|try-here|many|waiters|classic|hold|load ENDPOINT NAME [ROUNDS]".into());
+        return Err("usage: peer rounds|put|try|try-here|many|waiters|classic|memory|hold|load ENDPOINT NAME [ROUNDS]".into());
     };
     let rounds: usize = rest.first().map_or(Ok(0), |rounds| rounds.parse())?;
     let session = wait(Session::connect(endpoint, options()))?;
@@ -129,6 +130,40 @@ fn main() -> Result<(), AnyError> {
                 entered(token, took)?;
             }
         }
+        "memory" => {
+            let mut before = resident()?;
+            let mut taken = |what: &str| -> Result<(), AnyError> {
+                let now = resident()?;
+                println!("memory {what} {}", now.saturating_sub(before) / rounds);
+                before = now;
+                Ok(())
+            };
+            let idle: Vec<_> = (0..rounds).map(|i| session.mutex(&format!("{name}-{i}"))).collect::<etcdlock::Result<_>>()?;
+            taken("idle-mutex")?;
+            let first = wait(mutex.lock())?;
+            let waiting: Vec<_> = (0..rounds).map(|_| mutex.lock()).collect();
+            // An answer to a later call: by then all of them stand in line.
+            drop(wait(session.mutex(&format!("{name}-later"))?.lock())?);
+            taken("waiter")?;
+            drop(waiting);
+            drop(first);
+            drop(wait(mutex.lock())?);
+            before = resident()?;
+            let mut holds = Vec::new();
+            for some in idle.chunks(100) {
+                let locks: Vec<_> = some.iter().map(|mutex| mutex.lock()).collect();
+                for lock in locks {
+                    holds.push(wait(lock)?);
+                }
+            }
+            // Holds that last get a watch each.
+            std::thread::sleep(Duration::from_secs(2));
+            println!("memory hold {}", resident()?.saturating_sub(before) / rounds);
+            let renewals = session.stats().renewals;
+            std::thread::sleep(Duration::from_secs(8));
+            println!("memory renewals-in-8-s {}", session.stats().renewals - renewals);
+            drop(holds);
+        }
         "hold" => {
             let hold = wait(mutex.lock())?;
             writeln!(out, "held {}", hold.token())?;
@@ -163,6 +198,12 @@ fn main() -> Result<(), AnyError> {
     }
     wait(session.close(Duration::from_secs(5)))?;
     Ok(())
+}
+
+/// Bytes of memory in use by this process.
+fn resident() -> Result<usize, AnyError> {
+    let pages: usize = std::fs::read_to_string("/proc/self/statm")?.split(' ').nth(1).ok_or("no field")?.parse()?;
+    Ok(pages * 4096)
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

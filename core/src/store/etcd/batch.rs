@@ -65,23 +65,25 @@ impl Batches {
 
     /// Sends a transaction about the queue of a name, alone or with those of other names.
     pub(super) async fn send(self: &Arc<Self>, name: &Arc<str>, txn: Txn) -> Answered {
-        let (slot, later) = {
+        enum Way {
+            Alone(Slot, Txn),
+            Together(oneshot::Receiver<Answered>),
+        }
+        let way = {
             let mut state = self.state();
             if state.under_way < AT_ONCE {
                 state.under_way += 1;
-                (Some(Slot(self.clone())), None)
+                Way::Alone(Slot(self.clone()), txn)
             } else {
-                let (reply, later) = oneshot::channel();
-                state.waiting.push_back(Request { name: name.clone(), txn: txn.clone(), reply });
-                (None, Some(later))
+                let (reply, answer) = oneshot::channel();
+                state.waiting.push_back(Request { name: name.clone(), txn, reply });
+                Way::Together(answer)
             }
         };
-        let answer = match later {
-            None => self.send_alone(txn).await,
-            Some(later) => later.await.unwrap_or_else(|_| Err(Trouble::Unavailable("the request was dropped".into()))),
-        };
-        drop(slot);
-        answer
+        match way {
+            Way::Alone(_slot, txn) => self.send_alone(txn).await,
+            Way::Together(answer) => answer.await.unwrap_or_else(|_| Err(Trouble::Unavailable("the request was dropped".into()))),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
