@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::hold::{Hold, HoldCore};
@@ -58,24 +58,14 @@ impl Inner {
         let (reply, mut answer) = oneshot::channel();
         core.service.submit(&self.name, Command::Lock(Waiter { session: core.clone(), only_try, reply }));
         let mut gives_up = GivesUp { core, name: &self.name, answered: false };
-        let first = {
-            let first = async {
-                tokio::select! {
-                    biased;
-                    answered = &mut answer => Some(answered),
-                    () = core.closing() => None,
-                }
-            };
-            match limit {
-                None => Ok(first.await),
-                Some(limit) => timeout(limit, first).await,
-            }
-        };
-        let answered = match first {
-            Ok(Some(answered)) => Some(answered),
+        // Boxed, because most wait without a limit, and there can be thousands.
+        let mut limit_is_up = limit.map(|limit| Box::pin(sleep(limit)));
+        let answered = tokio::select! {
+            biased;
+            answered = &mut answer => Some(answered),
             // Another session of this process may have the lock, and its place goes on.
-            Ok(None) => return Err(core.closed()),
-            Err(_) => {
+            () = core.closing() => return Err(core.closed()),
+            () = async { match &mut limit_is_up { Some(limit) => limit.await, None => std::future::pending().await } } => {
                 // Either it is granted by now, or it never will be.
                 answer.close();
                 answer.try_recv().ok().map(Ok)

@@ -88,6 +88,8 @@ impl<T: Send + 'static> Pending<T> {
     pub(crate) fn start(env: &Env, call: impl Future<Output = Result<T>> + Send + 'static) -> Self {
         let slot = Arc::new(Slot { state: Mutex::new(State::Running(None)), done: Condvar::new() });
         let mut finisher = Finisher { slot: slot.clone(), env: env.clone(), answered: false };
+        // Boxed, because a future that awaits what it was given has room for it twice.
+        let call = Box::pin(call);
         let task = env.spawn(async move {
             let result = call.await;
             finisher.answered = true;

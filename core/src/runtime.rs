@@ -24,19 +24,30 @@ const STAY_AWAKE: Duration = Duration::from_micros(40);
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// What core needs from around it: where tasks run, where callbacks run, and the time.
+/// What core needs from around it: where tasks run, where callbacks run, and the time. One pointer,
+/// because every waiting call keeps it.
 #[derive(Clone)]
-pub(crate) struct Env {
+pub(crate) struct Env(Arc<Surroundings>);
+
+pub(crate) struct Surroundings {
     io: tokio::runtime::Handle,
     notify: mpsc::Sender<Callback>,
     clock: Arc<dyn Clock>,
     pid: u32,
     answered: Arc<Notify>,
-    pub(crate) services: Arc<Services>,
-    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) services: Services,
+    pub(crate) sessions: Sessions,
     /// The process of a simulation that this is the surroundings of.
     #[cfg(test)]
     pub(crate) simulated: Option<Arc<crate::simulation::Process>>,
+}
+
+impl std::ops::Deref for Env {
+    type Target = Surroundings;
+
+    fn deref(&self) -> &Surroundings {
+        &self.0
+    }
 }
 
 impl Env {
@@ -53,16 +64,16 @@ impl Env {
     /// The surroundings of one process of a simulation, on the runtime of that.
     #[cfg(test)]
     pub(crate) fn simulated(process: Arc<crate::simulation::Process>) -> Env {
-        Env {
+        Env(Arc::new(Surroundings {
             io: tokio::runtime::Handle::current(),
             notify: mpsc::channel().0,
             clock: process.clone(),
             pid: std::process::id(),
             answered: Arc::default(),
-            services: Arc::default(),
-            sessions: Arc::default(),
+            services: Services::default(),
+            sessions: Sessions::default(),
             simulated: Some(process),
-        }
+        }))
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -199,17 +210,17 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         let _ = before.thread_set_mask();
     }
     started?;
-    Ok(Env {
+    Ok(Env(Arc::new(Surroundings {
         io,
         notify,
         clock: Arc::new(BootClock),
         pid,
         answered,
-        services: Arc::default(),
-        sessions: Arc::default(),
+        services: Services::default(),
+        sessions: Sessions::default(),
         #[cfg(test)]
         simulated: None,
-    })
+    })))
 }
 
 #[cfg(test)]
