@@ -176,7 +176,7 @@ impl Place {
                 }
             }
             self.serve().await;
-            if self.crowded {
+            if self.crowded && self.follows_queue() {
                 // Where many take turns, each that has had its own and still listened would cost
                 // one more event at every release.
                 self.following = None;
@@ -492,6 +492,10 @@ impl Place {
         }
     }
 
+    fn follows_queue(&self) -> bool {
+        self.following.as_ref().is_some_and(|following| matches!(following.what, Follow::Queue(_)))
+    }
+
     fn start_following(&self, what: Follow) -> Following {
         let probe = if matches!(what, Follow::Queue(_)) { FIRST_PROBE } else { FIRST_PROBE_FAR_BACK };
         let changes = self.service.store.follow(what.clone());
@@ -540,7 +544,7 @@ impl Place {
     async fn held(&mut self, standing: &Standing, core: &Arc<HoldCore>) -> Ended {
         // Our own key is followed with the whole queue, or alone.
         let mut own = None;
-        let with_queue = self.following.as_ref().is_some_and(|following| matches!(following.what, Follow::Queue(_)));
+        let with_queue = self.follows_queue();
         let start = Instant::now();
         let max_hold = standing.session.options.max_hold;
         // What our own transaction, or an ordered event, has told us about our key.
