@@ -95,10 +95,21 @@ impl From<etcdlock::Contender> for Contender {
 #[derive(uniffi::Record)]
 pub struct Stats {
     pub locks: i64,
+    pub waits: i64,
+    pub hand_overs: i64,
+    pub live_tickets: i64,
     pub holds_lost: i64,
+    pub lost_deadline: i64,
+    pub lost_lease_gone: i64,
+    pub lost_key_deleted: i64,
+    pub lost_refused: i64,
+    pub lost_max_hold: i64,
+    pub lost_closed: i64,
     pub leases_lost: i64,
     pub renewals: i64,
     pub requests: i64,
+    pub watch_events: i64,
+    pub reconnections: i64,
 }
 
 #[derive(uniffi::Object)]
@@ -130,10 +141,21 @@ impl NativeSession {
         let stats = self.session.stats();
         Stats {
             locks: stats.locks as i64,
+            waits: stats.waits as i64,
+            hand_overs: stats.hand_overs as i64,
+            live_tickets: stats.live_tickets as i64,
             holds_lost: stats.holds_lost as i64,
+            lost_deadline: stats.lost_deadline as i64,
+            lost_lease_gone: stats.lost_lease_gone as i64,
+            lost_key_deleted: stats.lost_key_deleted as i64,
+            lost_refused: stats.lost_refused as i64,
+            lost_max_hold: stats.lost_max_hold as i64,
+            lost_closed: stats.lost_closed as i64,
             leases_lost: stats.leases_lost as i64,
             renewals: stats.renewals as i64,
             requests: stats.requests as i64,
+            watch_events: stats.watch_events as i64,
+            reconnections: stats.reconnections as i64,
         }
     }
 

@@ -6,8 +6,42 @@ module Etcdlock
     alias_method :holder?, :holder
   end
 
-  # Counters of a session, from its start.
-  Stats = Struct.new(:locks, :holds_lost, :leases_lost, :renewals, :requests, keyword_init: true)
+  # Counters of a session, from its start:
+  # locks:: Locks acquired.
+  # waits:: Of those, the ones that had to wait for another holder, here or elsewhere.
+  # hand_overs:: Of those, the ones that were passed on inside this process, in one request.
+  # live_tickets:: Places that the session has in queues now, as holder or as waiter.
+  # holds_lost:: Holds lost, for whatever reason.
+  # lost_deadline:: Of those: no renewal was confirmed before the deadline.
+  # lost_lease_gone:: Of those: the lease had expired or was revoked.
+  # lost_key_deleted:: Of those: the key was deleted from outside.
+  # lost_refused:: Of those: a guarded write was refused.
+  # lost_max_hold:: Of those: kept longer than max_hold.
+  # lost_closed:: Of those: the session was closed.
+  # leases_lost:: Leases lost; the session got itself a new one after each.
+  # renewals:: Renewals sent.
+  # requests:: Requests sent to the store by all sessions that share its connection.
+  # watch_events:: Events heard by all sessions that share the connection.
+  # reconnections:: Connections and watch streams that had to be opened anew, by all sessions that share them.
+  Stats = Struct.new(
+    :locks,
+    :waits,
+    :hand_overs,
+    :live_tickets,
+    :holds_lost,
+    :lost_deadline,
+    :lost_lease_gone,
+    :lost_key_deleted,
+    :lost_refused,
+    :lost_max_hold,
+    :lost_closed,
+    :leases_lost,
+    :renewals,
+    :requests,
+    :watch_events,
+    :reconnections,
+    keyword_init: true
+  )
 
   # A connection to where locks live, with one lease that is renewed in the background until the session is closed.
   #
@@ -48,7 +82,7 @@ module Etcdlock
     # What the session has done so far.
     def stats
       s = @native.stats
-      Stats.new(locks: s.locks, holds_lost: s.holds_lost, leases_lost: s.leases_lost, renewals: s.renewals, requests: s.requests)
+      Stats.new(**Stats.members.to_h { |name| [name, s.public_send(name)] })
     end
 
     def inspect = "#<Etcdlock::#{@native.text}>"

@@ -72,11 +72,38 @@ public class Contender internal constructor(
 
 /** Counters of a session, from its start. */
 public class Stats internal constructor(
+    /** Locks acquired. */
     public val locks: Long,
+    /** Of those, the ones that had to wait for another holder, here or elsewhere. */
+    public val waits: Long,
+    /** Of those, the ones that were passed on inside this process, in one request. */
+    public val handOvers: Long,
+    /** Places that the session has in queues now, as holder or as waiter. */
+    public val liveTickets: Long,
+    /** Holds lost, for whatever reason. */
     public val holdsLost: Long,
+    /** Of those: no renewal was confirmed before the deadline. */
+    public val lostDeadline: Long,
+    /** Of those: the lease had expired or was revoked. */
+    public val lostLeaseGone: Long,
+    /** Of those: the key was deleted from outside. */
+    public val lostKeyDeleted: Long,
+    /** Of those: a guarded write was refused. */
+    public val lostRefused: Long,
+    /** Of those: kept longer than maxHold. */
+    public val lostMaxHold: Long,
+    /** Of those: the session was closed. */
+    public val lostClosed: Long,
+    /** Leases lost; the session got itself a new one after each. */
     public val leasesLost: Long,
+    /** Renewals sent. */
     public val renewals: Long,
+    /** Requests sent to the store by all sessions that share its connection. */
     public val requests: Long,
+    /** Events heard by all sessions that share the connection. */
+    public val watchEvents: Long,
+    /** Connections and watch streams that had to be opened anew, by all sessions that share them. */
+    public val reconnections: Long,
 )
 
 /**
@@ -114,7 +141,26 @@ public class Session internal constructor(internal val native: NativeSession) : 
     public val leaseId: Long? get() = native.leaseId()
 
     /** What the session has done so far. */
-    public fun stats(): Stats = native.stats().run { Stats(locks, holdsLost, leasesLost, renewals, requests) }
+    public fun stats(): Stats = native.stats().run {
+        Stats(
+            locks,
+            waits,
+            handOvers,
+            liveTickets,
+            holdsLost,
+            lostDeadline,
+            lostLeaseGone,
+            lostKeyDeleted,
+            lostRefused,
+            lostMaxHold,
+            lostClosed,
+            leasesLost,
+            renewals,
+            requests,
+            watchEvents,
+            reconnections,
+        )
+    }
 
     /** [close] within 5 s. */
     override fun close(): Unit = close(Duration.ofSeconds(5))
