@@ -38,6 +38,8 @@ CONTENDER = re.compile(r"^(.+)/[0-9a-f]{1,16}(-[0-9a-f]{1,16})?$")
 SLACK = 2 * SECOND
 # Row 13 of the safety model says 250 ms; here a busy machine is allowed for.
 NOTICE = 1 * SECOND
+# The observer hears of a delete later than the one who gets the lock by it, by as much as its own member and machine are late.
+OBSERVED_LATE = SECOND // 20
 
 
 @dataclass
@@ -352,10 +354,10 @@ def check_overlaps(proven: list[Hold], keys, taken, verdict: Verdict) -> None:
         by_name[hold.name].append(hold)
 
     def end_of(hold: Hold) -> int:
-        """The last proof; up to the delete only, if the rig took its key away: that is asked for by `notice`."""
+        """The last proof; up to the delete only, if its key was taken away from outside: `notice` asks how soon it is told."""
         if (hold.name, hold.token) in taken:
             deleted_at = keys[(hold.name, hold.token)].deleted_at
-            return min(hold.last, max(hold.first, deleted_at)) if deleted_at else hold.last
+            return min(hold.last, max(hold.first, deleted_at - OBSERVED_LATE)) if deleted_at else hold.last
         return hold.last
 
     for name, holds in by_name.items():
@@ -364,7 +366,8 @@ def check_overlaps(proven: list[Hold], keys, taken, verdict: Verdict) -> None:
         largest: Hold | None = None
         for hold in holds:
             latest = [other for other in latest if end_of(other) >= hold.first]
-            for other in latest:
+            # Taken away before it was first heard of: it had ended before the others began.
+            for other in latest if (name, hold.token) not in taken or end_of(hold) > hold.first else ():
                 both = f"{other} and {hold} at once for at least {ms(min(end_of(other), end_of(hold)) - hold.first)}"
                 if not other.peer and not hold.peer:
                     verdict.against("overlap", both)

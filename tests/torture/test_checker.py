@@ -169,6 +169,28 @@ class Checker(unittest.TestCase):
             story.lost("one", 10, 4001 + after, "its key was deleted from outside")
             self.assertEqual(self.rules(story), rules)
 
+    def test_who_gets_the_lock_by_a_delete_may_know_a_little_before_the_observer(self):
+        for early, rules in ((3, set()), (100, {"overlap"})):
+            story = self.pair()
+            story.key(A, 10, 99, lease=7)
+            story.grant("one", 10, 3000)
+            story.fault("key delete", 4000, 4210, name=A, token=10, key=f"{A}/7-0", lease=7)
+            story.turn("two", 12, 4200 - early, 4300, lease=2)
+            story.state("one", 10, 4205)
+            story.gone(A, 11, 4200, lease=7)
+            story.lost("one", 10, 4206, "its key was deleted from outside")
+            self.assertEqual(self.rules(story), rules)
+
+    def test_a_hold_that_had_ended_before_it_was_first_heard_of_overlaps_with_nobody(self):
+        story = self.pair()
+        story.key(A, 10, 99, lease=7)
+        story.fault("key delete", 4000, 4010, name=A, token=10, key=f"{A}/7-0", lease=7)
+        story.gone(A, 11, 4005, lease=7)
+        story.turn("two", 12, 4020, 4080, lease=2)
+        story.grant("one", 10, 4030)
+        story.lost("one", 10, 4031, "its key was deleted from outside")
+        self.assertEqual(self.rules(story), set())
+
     def test_a_revoke_under_a_cut_may_be_noticed_at_the_deadline_only(self):
         for after, rules in ((4000, set()), (5500, {"notice"})):
             story = self.pair()
