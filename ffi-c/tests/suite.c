@@ -418,7 +418,7 @@ static void test_versions_names_and_counters_are_told(void) {
     } place;
     place.beyond = place.stats.requests = place.stats.renewals = 4711;
     OK(etcdlock_session_stats(session, &place.stats, 3 * sizeof(uint64_t)));
-    CHECK(place.stats.locks == 1 && place.stats.holds_lost == 0 && place.stats.leases_lost == 0);
+    CHECK(place.stats.locks == 1 && place.stats.waits == 0 && place.stats.hand_overs == 0);
     CHECK(place.stats.renewals == 4711);
     OK(etcdlock_session_stats(session, &place.stats, sizeof place));
     CHECK(place.stats.requests > 0 && place.stats.requests != 4711 && place.beyond == 4711);
