@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use crate::errors::raise;
 use crate::handles::{Arguments, Session};
-use crate::lifetime::{forks, with_python};
+use crate::lifetime::{Shared, forks, with_python};
 
 type Ready = Box<dyn FnOnce(Python<'_>) -> PyResult<Py<PyAny>> + Send>;
 
@@ -40,7 +40,7 @@ impl Call {
     /// Has `wake` called, with no argument and on the notify thread, once the result is there.
     pub(crate) fn start<T: Send + 'static>(
         pending: Pending<T>,
-        wake: Py<PyAny>,
+        wake: Shared,
         convert: impl FnOnce(Python<'_>, T) -> PyResult<Py<PyAny>> + Send + 'static,
     ) -> Call {
         let state = Arc::new(StdMutex::new(State::Running));
@@ -94,5 +94,5 @@ impl Drop for Call {
 #[pyfunction]
 pub(crate) fn _connect(py: Python<'_>, wake: Py<PyAny>, arguments: Arguments) -> PyResult<Call> {
     let pending = arguments.connect(py)?;
-    Ok(Call::start(pending, wake, |py, session| Ok(Py::new(py, Session::new(session))?.into_any())))
+    Ok(Call::start(pending, wake.into(), |py, session| Ok(Py::new(py, Session::new(session))?.into_any())))
 }

@@ -1,7 +1,7 @@
 //! `Session`, `Mutex` and `Hold` as Python has them, and what they tell.
 
 use std::path::PathBuf;
-use std::sync::{Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use pyo3::{PyTraverseError, PyVisit, ffi};
 use crate::asynchronous::Call;
 use crate::errors::{exception_type, raise};
 use crate::events::{self, Callback};
-use crate::lifetime::{is_exiting, with_python};
+use crate::lifetime::{Shared, is_exiting, with_python};
 use crate::waiting::{seconds, timeout as timeout_of, wait, wait_to_hold};
 
 /// Short critical sections, never with the GIL released inside: nobody waits here for anybody.
@@ -270,7 +270,7 @@ impl Session {
 
     #[pyo3(signature = (wake, name, /))]
     fn _start_inspect(&self, wake: Py<PyAny>, name: &str) -> Call {
-        Call::start(self.session.inspect(name), wake, |py, contenders| {
+        Call::start(self.session.inspect(name), wake.into(), |py, contenders| {
             let contenders: Vec<Contender> = contenders.into_iter().map(Contender::from).collect();
             Ok(contenders.into_pyobject(py)?.unbind())
         })
@@ -279,7 +279,7 @@ impl Session {
     #[pyo3(signature = (wake, timeout, /))]
     fn _start_close(&self, py: Python<'_>, wake: Py<PyAny>, timeout: f64) -> PyResult<Call> {
         let pending = self.session.close(seconds(py, "timeout", timeout)?);
-        Ok(Call::start(pending, wake, |py, ()| Ok(py.None())))
+        Ok(Call::start(pending, wake.into(), |py, ()| Ok(py.None())))
     }
 }
 
@@ -443,23 +443,22 @@ impl Mutex {
     #[pyo3(signature = (wake, timeout, site, /))]
     fn _start_lock(&self, py: Python<'_>, wake: Py<PyAny>, timeout: Option<f64>, site: (Py<PyAny>, i32)) -> PyResult<Call> {
         let (pending, mutex) = (self.start_lock(py, timeout)?, self.mutex.clone());
-        Ok(Call::start(pending, wake, move |py, hold| {
-            Ok(Py::new(py, Hold::new(hold, mutex, Some(Site(site.0, site.1))))?.into_any())
-        }))
+        let site = Site(site.0.into(), site.1);
+        Ok(Call::start(pending, wake.into(), move |py, hold| Ok(Py::new(py, Hold::new(hold, mutex, Some(site)))?.into_any())))
     }
 
     #[pyo3(signature = (wake, site, /))]
     fn _start_try_lock(&self, wake: Py<PyAny>, site: (Py<PyAny>, i32)) -> Call {
-        let mutex = self.mutex.clone();
-        Call::start(self.mutex.try_lock(), wake, move |py, hold| match hold {
-            Some(hold) => Ok(Py::new(py, Hold::new(hold, mutex, Some(Site(site.0, site.1))))?.into_any()),
+        let (mutex, site) = (self.mutex.clone(), Site(site.0.into(), site.1));
+        Call::start(self.mutex.try_lock(), wake.into(), move |py, hold| match hold {
+            Some(hold) => Ok(Py::new(py, Hold::new(hold, mutex, Some(site)))?.into_any()),
             None => Ok(py.None()),
         })
     }
 
     #[pyo3(signature = (wake, /))]
     fn _start_unlock(&self, wake: Py<PyAny>) -> Call {
-        Call::start(self.mutex.unlock(), wake, |py, ()| Ok(py.None()))
+        Call::start(self.mutex.unlock(), wake.into(), |py, ()| Ok(py.None()))
     }
 }
 
@@ -499,7 +498,7 @@ impl Mutex {
 // ---- hold ------------------------------------------------------------------------------------
 
 /// Where a hold was acquired: a code object and a line.
-struct Site(Py<PyAny>, i32);
+struct Site(Shared, i32);
 
 impl Site {
     /// The innermost Python frame.
@@ -513,7 +512,7 @@ impl Site {
             }
             let line = ffi::PyFrame_GetLineNumber(frame);
             let code = Bound::from_owned_ptr_or_opt(py, ffi::PyFrame_GetCode(frame).cast())?;
-            Some(Site(code.unbind(), line))
+            Some(Site(code.unbind().into(), line))
         }
     }
 
@@ -534,7 +533,7 @@ pub(crate) struct Hold {
     /// A hold keeps its session open, though nobody may hold on to the session or the mutex.
     _mutex: etcdlock::Mutex,
     site: Option<Site>,
-    /// Callbacks of on_lost, which core keeps too: here for the garbage collector.
+    /// Callbacks of on_lost: here, not in core, for the garbage collector.
     callbacks: StdMutex<Vec<Callback>>,
 }
 
@@ -608,11 +607,17 @@ impl Hold {
     #[pyo3(signature = (callback, /))]
     fn on_lost(&self, callback: Py<PyAny>) {
         let callback = Callback::new(StdMutex::new(Some(callback)));
+        // Weak: whatever drops it has no GIL, and a hold that is gone has been released.
+        let theirs = Arc::downgrade(&callback);
         let mut callbacks = lock(&self.callbacks);
         callbacks.retain(|callback| lock(callback).is_some());
-        callbacks.push(callback.clone());
+        callbacks.push(callback);
         drop(callbacks);
-        self.hold.on_lost(move |loss| events::lost(callback, loss.to_string()));
+        self.hold.on_lost(move |loss| {
+            if let Some(callback) = theirs.upgrade() {
+                events::lost(callback, loss.to_string());
+            }
+        });
     }
 
     /// Releases the lock. Blocks until etcd has confirmed it, at most 5 s. Raises NotHeld if it was
@@ -675,7 +680,7 @@ impl Hold {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         if let Some(Site(code, _)) = &self.site {
-            visit.call(code)?;
+            visit.call(&**code)?;
         }
         if let Ok(callbacks) = self.callbacks.try_lock() {
             for callback in callbacks.iter() {
@@ -698,6 +703,7 @@ impl Hold {
     /// Has wake() called on the notify thread when the hold is lost; for aio, where it is quick.
     #[pyo3(signature = (wake, /))]
     fn _wake_when_lost(&self, wake: Py<PyAny>) {
+        let wake = Shared::from(wake);
         self.hold.on_lost(move |_| {
             // It fails when the event loop is closed: then nobody is there to be told.
             let _ = with_python(|py| wake.call0(py).is_ok());
@@ -706,24 +712,24 @@ impl Hold {
 
     #[pyo3(signature = (wake, /))]
     fn _start_unlock(&self, wake: Py<PyAny>) -> Call {
-        Call::start(self.hold.unlock_in_place(), wake, |py, ()| Ok(py.None()))
+        Call::start(self.hold.unlock_in_place(), wake.into(), |py, ()| Ok(py.None()))
     }
 
     #[pyo3(signature = (wake, key, value, /))]
     fn _start_put(&self, wake: Py<PyAny>, key: Bytes, value: Bytes) -> Call {
-        Call::start(self.hold.put(key, value), wake, |py, ()| Ok(py.None()))
+        Call::start(self.hold.put(key, value), wake.into(), |py, ()| Ok(py.None()))
     }
 
     #[pyo3(signature = (wake, key, /))]
     fn _start_get(&self, wake: Py<PyAny>, key: Bytes) -> Call {
-        Call::start(self.hold.get(key), wake, |py, value| {
+        Call::start(self.hold.get(key), wake.into(), |py, value| {
             Ok(value.map(std::borrow::Cow::<[u8]>::from).into_pyobject(py)?.unbind())
         })
     }
 
     #[pyo3(signature = (wake, key, /))]
     fn _start_delete(&self, wake: Py<PyAny>, key: Bytes) -> Call {
-        Call::start(self.hold.delete(key), wake, |py, ()| Ok(py.None()))
+        Call::start(self.hold.delete(key), wake.into(), |py, ()| Ok(py.None()))
     }
 }
 

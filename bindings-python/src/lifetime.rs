@@ -4,6 +4,8 @@
 //! (before CPython 3.14 by unwinding its stack, which Rust answers with an abort). So every thread
 //! passes a gate before it asks, and the exit handler closes the gate and waits for those inside.
 
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Once, OnceLock};
 use std::thread::ThreadId;
@@ -66,6 +68,34 @@ pub(crate) fn forks() -> u32 {
 pub(crate) fn with_python<T>(f: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     let _inside = Inside::enter()?;
     Python::try_attach(f)
+}
+
+/// An object that any thread may drop. PyO3 keeps what is dropped without the GIL in a pool behind a
+/// lock, and a forked child that finds it locked, by a thread that is not there, hangs for ever.
+pub(crate) struct Shared(ManuallyDrop<Py<PyAny>>);
+
+impl From<Py<PyAny>> for Shared {
+    fn from(object: Py<PyAny>) -> Self {
+        Shared(ManuallyDrop::new(object))
+    }
+}
+
+impl Deref for Shared {
+    type Target = Py<PyAny>;
+
+    fn deref(&self) -> &Py<PyAny> {
+        &self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // At the end of the interpreter it is left alone.
+        with_python(|_| {
+            // SAFETY: dropped here only, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.0) }
+        });
+    }
 }
 
 /// Runs `f` with the GIL released. At the end of the interpreter a thread stays in here for ever, as

@@ -119,7 +119,7 @@ def test_a_fork_leaves_the_lock_to_the_parent(target: str, name: str, how: str) 
 
 
 FORKED_BUSY = """
-import os, sys, threading, warnings, etcdlock
+import os, signal, sys, threading, warnings, etcdlock
 warnings.simplefilter("ignore", DeprecationWarning)
 target, name = sys.argv[1:]
 session = etcdlock.connect(target)
@@ -133,9 +133,10 @@ def work(number):
 
 threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
 for thread in threads: thread.start()
-for _ in range(20):
+for _ in range(100):
     pid = os.fork()
     if pid == 0:
+        signal.alarm(40)
         with etcdlock.connect(target) as mine, mine.mutex(name).lock(timeout=30): pass
         sys.exit(7)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
