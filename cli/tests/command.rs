@@ -5,11 +5,11 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use etcdlock_rig::Etcd;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 
 fn etcd() -> &'static Etcd {
@@ -18,10 +18,23 @@ fn etcd() -> &'static Etcd {
 }
 
 fn etcdlock_at(endpoint: &str, args: &[&str]) -> Command {
+    take_signals();
     let mut command = Command::new(env!("CARGO_BIN_EXE_etcdlock"));
     command.args(args).env("ETCDLOCK_ENDPOINTS", endpoint).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// A CI or a shell that runs tests in the background may have them ignore SIGINT, and what they start
+/// would ignore it too.
+fn take_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM] {
+            // SAFETY: no handler runs; the default action of a process is safe to set at any time.
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
+        }
+    });
 }
 
 fn etcdlock(args: &[&str]) -> Command {
