@@ -13,6 +13,14 @@ cargo build --release --locked --quiet -p etcdlock-bench -p etcdlock -p etcdlock
 if command -v go >/dev/null; then
     say "Go's concurrency.Mutex"
     (cd tests/peers/go && go build -o ../../../target/release/examples/go-peer .)
+    # Debian's package of etcd's client is older, and is built without modules.
+    debian=/usr/share/gocode
+    if [ -d $debian/src/go.etcd.io/etcd/clientv3 ]; then
+        GO111MODULE=off GOFLAGS='' GOPATH=$debian go build -o $place/go-debian bench/peers/go_debian.go
+    else
+        rm -f $place/go-debian
+        say "Debian's own Go client is not there (apt-get install golang-etcd-server-dev)"
+    fi
 fi
 if command -v gcc >/dev/null; then
     say "etcdlock for C"

@@ -18,29 +18,41 @@ type AnyError = Box<dyn std::error::Error>;
 const GO: &str = "Go concurrency.Mutex";
 const RUST: &str = "etcdlock, Rust";
 
+#[derive(PartialEq)]
+enum Does {
+    /// Puts, and locks without contention.
+    Plain,
+    /// Hand-overs between processes as well.
+    HandOvers,
+    All,
+}
+
 struct Client {
     name: &'static str,
     /// The program and its first arguments.
     command: &'static [&'static str],
     /// Without this file it is missing on this machine.
     needs: &'static str,
-    /// Takes part in all of the work, not only in plain locking.
-    does_all: bool,
+    does: Does,
     /// How much fewer rounds it gets, because it is that much slower.
     slower: usize,
 }
 
 const fn client(name: &'static str, command: &'static [&'static str], needs: &'static str) -> Client {
-    Client { name, command, needs, does_all: false, slower: 1 }
+    Client { name, command, needs, does: Does::Plain, slower: 1 }
 }
 
 const PYTHON: &str = "target/bench/python/bin/python";
-const CLIENTS: [Client; 9] = [
-    Client { does_all: true, ..client(RUST, &["target/release/examples/peer"], "target/release/examples/peer") },
+const CLIENTS: [Client; 10] = [
+    Client { does: Does::All, ..client(RUST, &["target/release/examples/peer"], "target/release/examples/peer") },
     client("etcdlock, C", &["target/bench/etcdlock-c"], "target/bench/etcdlock-c"),
     client("etcdlock, Python", &[".venv/bin/python", "bench/peers/etcdlock_python.py"], "target/bench/has-python"),
     client("etcdlock, Node", &["node", "bench/peers/etcdlock.mjs"], "target/bench/has-node"),
-    Client { does_all: true, ..client(GO, &["target/release/examples/go-peer"], "target/release/examples/go-peer") },
+    Client { does: Does::All, ..client(GO, &["target/release/examples/go-peer"], "target/release/examples/go-peer") },
+    Client {
+        does: Does::HandOvers,
+        ..client("Go concurrency.Mutex of Debian", &["target/bench/go-debian"], "target/bench/go-debian")
+    },
     client("etcd's Lock RPC", &["target/release/lock_rpc"], "target/release/lock_rpc"),
     client("python-etcd3", &[PYTHON, "bench/peers/python_etcd3.py"], "target/bench/python/has-etcd3"),
     client(
@@ -124,8 +136,12 @@ fn run() -> Result<(), AnyError> {
             continue;
         }
         let plain = work.processes == 1 && matches!(work.what, "put" | "rounds");
-        let clients: Vec<_> =
-            there.iter().filter(|client| plain || client.does_all && !(work.ours_alone && client.name == GO)).collect();
+        let takes_part = |client: &Client| match client.does {
+            Does::Plain => plain,
+            Does::HandOvers => work.what == "rounds" || plain,
+            Does::All => !(work.ours_alone && client.name == GO),
+        };
+        let clients: Vec<_> = there.iter().filter(|client| takes_part(client)).collect();
         let mut figures: Vec<Vec<Figures>> = clients.iter().map(|_| Vec::new()).collect();
         let load = (work.load > 0).then(|| Load::start(&etcd, work.load)).transpose()?;
         for turn in 0..turns {
@@ -136,8 +152,8 @@ fn run() -> Result<(), AnyError> {
                 if std::io::stderr().is_terminal() {
                     eprint!("\r{:<46} turn {}/{turns} {:<24}", work.name, turn + 1, client.name);
                 }
-                let rounds =
-                    if client.name == GO { work.rounds_go } else { work.rounds } / client.slower / if quick { 2 } else { 1 };
+                let rounds = if client.name.starts_with(GO) { work.rounds_go } else { work.rounds };
+                let rounds = rounds / client.slower / if quick { 2 } else { 1 };
                 figures.push(measure(client, &etcd.endpoint(), work, rounds)?);
             }
         }
@@ -160,7 +176,7 @@ fn run() -> Result<(), AnyError> {
             let to_put = median / put_by(client.name).or(put_by(RUST)).unwrap_or(f64::NAN);
             let to_go = median / go;
             println!("  {:<44} {:>9.1} us {:>9.1} us {} {}", client.name, median, p99, ratio(to_put), ratio(to_go));
-            if work.load == 0 && work.what == "rounds" && work.processes > 1 {
+            if work.load == 0 && work.what == "rounds" && work.processes > 1 && client.does == Does::All {
                 growth.add(client.name == GO, work.processes, median);
             }
             results.push(serde_json::json!({

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ import etcdlock
 from outside import Etcd
 
 _numbers = itertools.count(1)
+
+# Whoever runs tests in the background may have them ignore Ctrl-C, and the programs they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
