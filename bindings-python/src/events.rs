@@ -3,17 +3,18 @@
 //! of the user's may be as slow as it likes.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use tracing::field::{Field, Visit};
-use tracing::span;
-use tracing::{Level, Metadata, Subscriber};
+use pyo3::sync::PyOnceLock;
 
 use crate::lifetime::detached;
 
+/// Core's numbers of levels.
+const WARNINGS: u8 = 2;
+const INFORMATION: u8 = 3;
+const DEBUG: u8 = 4;
 /// Records that wait to be logged; older ones give way.
 const MOST_RECORDS: usize = 1000;
 
@@ -118,59 +119,36 @@ pub(crate) fn flush(py: Python<'_>) {
     }
 }
 
-/// Takes core's log records from now on.
+/// Takes core's log records from now on. Warnings always come, and `logging` may drop them; what is finer
+/// comes once [`ask_logging`] has found that somebody wants it.
 pub(crate) fn listen() {
     start_anew();
-    // Ours is the only one in this library's copy of `tracing`; loaded twice, the first one stays.
-    let _ = tracing::subscriber::set_global_default(Records);
+    // Ours is the only copy of core in this library; loaded twice, the first one stays.
+    let _ = etcdlock::log_to(WARNINGS, |level, target, text| {
+        let topic = target.rsplit("::").next().unwrap_or_default();
+        queue().push(Event::Record(10 * (5 - i32::from(level)).max(1), format!("{topic}: {text}")));
+    });
 }
 
-struct Records;
-
-impl Subscriber for Records {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target().starts_with("etcdlock")
+/// Has core tell what `logging` would keep now: each record that nobody wants would wake a thread that
+/// needs the GIL, at every lock.
+pub(crate) fn ask_logging(py: Python<'_>) -> PyResult<()> {
+    static IS_ENABLED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let is_enabled = match IS_ENABLED.get(py) {
+        Some(is_enabled) => is_enabled,
+        // A program that never imported it does not want it.
+        None if !py.import("sys")?.getattr("modules")?.contains("logging")? => return Ok(()),
+        None => IS_ENABLED.get_or_try_init(py, || {
+            let logger = py.import("logging")?.call_method1("getLogger", ("etcdlock",))?;
+            PyResult::Ok(logger.getattr("isEnabledFor")?.unbind())
+        })?,
+    };
+    for (level, theirs) in [(DEBUG, 10), (INFORMATION, 20)] {
+        if is_enabled.bind(py).call1((theirs,))?.is_truthy()? {
+            etcdlock::set_log_level(level);
+            return Ok(());
+        }
     }
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        let level = match *event.metadata().level() {
-            Level::ERROR => 40,
-            Level::WARN => 30,
-            Level::INFO => 20,
-            Level::DEBUG | Level::TRACE => 10,
-        };
-        let mut text = Text { message: String::new(), fields: String::new() };
-        event.record(&mut text);
-        let topic = event.metadata().target().rsplit("::").next().unwrap_or_default();
-        let message = if text.message.is_empty() { topic } else { &text.message };
-        queue().push(Event::Record(level, format!("{message}{}", text.fields)));
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
-}
-
-/// `message key=value key=value`
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        // Writing to a string does not fail.
-        let _ = match field.name() {
-            "message" => write!(self.message, "{value:?}"),
-            name => write!(self.fields, " {name}={value:?}"),
-        };
-    }
+    etcdlock::set_log_level(WARNINGS);
+    Ok(())
 }

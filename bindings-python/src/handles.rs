@@ -113,6 +113,7 @@ impl Arguments {
             options = options.max_hold(seconds(py, "max_hold", limit)?);
         }
         events::start_thread(py)?;
+        events::ask_logging(py)?;
         let target = match self.target {
             None => Target::from_env(),
             Some(Place::One(target)) => Target::from(target),
@@ -326,7 +327,7 @@ impl Mutex {
     /// Takes the lock if it is free; None if somebody holds it. Never waits for other holders; a failed try
     /// writes nothing. Blocks for one request at most; raises Unavailable without an answer within 5 s.
     fn try_lock(&self, py: Python<'_>) -> PyResult<Option<Hold>> {
-        let hold = wait_to_hold(py, self.mutex.try_lock())?;
+        let hold = wait_to_hold(py, self.start_try(py)?)?;
         Ok(hold.map(|hold| Hold::new(hold, self.mutex.clone(), Site::here(py))))
     }
 
@@ -448,12 +449,12 @@ impl Mutex {
     }
 
     #[pyo3(signature = (wake, site, /))]
-    fn _start_try_lock(&self, wake: Py<PyAny>, site: (Py<PyAny>, i32)) -> Call {
+    fn _start_try_lock(&self, py: Python<'_>, wake: Py<PyAny>, site: (Py<PyAny>, i32)) -> PyResult<Call> {
         let (mutex, site) = (self.mutex.clone(), Site(site.0.into(), site.1));
-        Call::start(self.mutex.try_lock(), wake.into(), move |py, hold| match hold {
+        Ok(Call::start(self.start_try(py)?, wake.into(), move |py, hold| match hold {
             Some(hold) => Ok(Py::new(py, Hold::new(hold, mutex, Some(site)))?.into_any()),
             None => Ok(py.None()),
-        })
+        }))
     }
 
     #[pyo3(signature = (wake, /))]
@@ -463,7 +464,13 @@ impl Mutex {
 }
 
 impl Mutex {
+    fn start_try(&self, py: Python<'_>) -> PyResult<Pending<Option<etcdlock::Hold>>> {
+        events::ask_logging(py)?;
+        Ok(self.mutex.try_lock())
+    }
+
     fn start_lock(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Pending<etcdlock::Hold>> {
+        events::ask_logging(py)?;
         Ok(match timeout_of(py, timeout)? {
             None => self.mutex.lock(),
             Some(limit) => self.mutex.lock_timeout(limit),

@@ -47,7 +47,7 @@ pub use error::{Error, ErrorKind, Loss, Result};
 pub use hold::Hold;
 pub use inspect::{Contender, Queue};
 #[doc(hidden)]
-pub use log::log_to;
+pub use log::{log_to, set_log_level};
 pub use mutex::Mutex;
 pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARGET, DEFAULT_TTL, Options, Target};
 pub use pending::{Canceller, Pending};

@@ -41,8 +41,14 @@ pub fn log_to(level: u8, listener: impl Fn(u8, &str, &str) + Send + Sync + 'stat
     let sink = Sink { listener: Box::new(listener), waiting: AtomicUsize::new(0), dropped: AtomicUsize::new(0) };
     let replaced = SINK.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(sink));
     drop(replaced);
-    LEVEL.store(level, Ordering::Relaxed);
+    set_log_level(level);
     Ok(())
+}
+
+/// For bindings: another level for the listener that is there.
+#[doc(hidden)]
+pub fn set_log_level(level: u8) {
+    LEVEL.store(level, Ordering::Relaxed);
 }
 
 struct Forwarder;
