@@ -45,6 +45,10 @@ if ! have etcd && [ -z "${ETCD_BIN:-}" ] && [ ! -x .venv/bin/etcd ]; then
         exit 1
     fi
 fi
+# For the test with partitions of a real network, which is left out where it is not.
+if can_apt && ! have ip; then
+    apt_install iproute2 || say "iproute2 cannot be installed; real partitions are left out"
+fi
 # Ruby is one of the languages, and the tests leave it out where it is not.
 if can_apt && ! ruby -e 'require "ffi"' 2>/dev/null; then
     apt_install ruby ruby-ffi || say "Ruby cannot be installed; it is left out"

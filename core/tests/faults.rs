@@ -5,6 +5,8 @@
 
 mod outside;
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 use etcd_client::{ConnectOptions, Permission, RoleRevokePermissionOptions};
 use etcdlock::blocking::{Hold, Session};
 use etcdlock::{ErrorKind, Loss, Options};
+#[cfg(target_os = "linux")]
+use etcdlock_rig::Network;
 use etcdlock_rig::{Cluster, Direction, Etcd, Fault, Proxy};
-use outside::{LONG, Outside, connect, connect_apart, connect_at, connect_nth, deletions, losses, until};
+use outside::{LONG, Outside, connect, connect_apart, connect_at, connect_nth, deletions, example, losses, skipped, until};
 
 /// One etcd that its clients reach through a proxy.
 struct Behind {
@@ -71,6 +75,21 @@ fn row_3_cut_off_holders_know_before_etcd_deletes_their_keys() {
     for lost in lost {
         assert_eq!(lost.recv_timeout(LONG).expect("each is told"), Loss::Deadline);
     }
+}
+
+#[test]
+fn row_3_a_lease_whose_grant_was_answered_late_is_counted_from_the_request() {
+    let behind = Behind::start();
+    behind.proxy.set(Direction::ToClient, Fault::Delay(Duration::from_millis(1500)));
+    let session = behind.connect(5);
+    behind.proxy.heal();
+    let hold = session.mutex("row3").unwrap().lock().unwrap();
+    let deleted = deletions(&behind.etcd.endpoint(), "row3/");
+    // Before the first renewal. Counted from the answer, the hold would end a second after its key.
+    behind.proxy.set_both(Fault::Cut);
+    assert!(hold.is_held(), "this machine is too busy to lock in 3 s");
+    deleted.recv_timeout(LONG).expect("the key goes");
+    assert!(!hold.is_held(), "etcd has deleted the key of a hold that believes in itself");
 }
 
 #[test]
@@ -531,6 +550,8 @@ fn row_16_a_waiter_whose_member_is_cut_from_its_peers_moves_to_another() {
         let sessions: Vec<_> = (1..7).map(|n| connect_nth(&cluster.endpoints(), 30, n)).collect();
         let waiting: Vec<_> = sessions.iter().map(|session| session.as_async().mutex(&name).unwrap().lock()).collect();
         until("all wait", || holder.inspect(&name).is_ok_and(|queue| queue.len() == 7));
+        // By now they trust their watches and no longer look themselves.
+        std::thread::sleep(Duration::from_millis(300));
         cluster.isolate(member);
         hold.unlock().unwrap();
         // In an order that the entries have chosen.
@@ -594,6 +615,8 @@ fn row_15_what_a_silent_watch_does_not_tell_is_found_out() {
         let waiter = connect_nth(&cluster.endpoints(), 30, 1 + member);
         let waiting = waiter.as_async().mutex(&name).unwrap().lock();
         until("it waits", || holder.inspect(&name).is_ok_and(|queue| queue.len() == 2));
+        // By now it trusts its watch and no longer looks itself.
+        std::thread::sleep(Duration::from_millis(300));
         // Whichever member tells the waiter of changes, its words are held for ever.
         cluster.clients(member).set(Direction::ToClient, Fault::Hold);
         hold.unlock().unwrap();
@@ -608,6 +631,118 @@ fn endpoints_may_be_names_with_several_addresses() {
     // `localhost` is ::1 as well on many machines, where nobody listens.
     let session = connect_apart(&etcd, 10);
     session.mutex("by-name").unwrap().lock().unwrap().unlock().unwrap();
+}
+
+// ---- partitions of a real network ----------------------------------------------------------
+
+/// A process on a node that keeps a lock, gets it again after each loss, and tells of it.
+#[cfg(target_os = "linux")]
+struct Keeper {
+    process: std::process::Child,
+    lines: mpsc::Receiver<String>,
+}
+
+#[cfg(target_os = "linux")]
+impl Keeper {
+    fn start(network: &Network, node: usize, name: &str, ttl: u64) -> Keeper {
+        let mut command = network.command(node, example("peer"));
+        command.args(["keep", &network.endpoints(), name, &ttl.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("the example is built with the tests");
+        let (tx, lines) = mpsc::channel();
+        let stdout = BufReader::new(process.stdout.take().unwrap());
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(tx.send(line))));
+        let keeper = Keeper { process, lines };
+        assert_eq!(keeper.next("the keeper"), "ready");
+        keeper.process.stdin.as_ref().unwrap().write_all(b"go\n").unwrap();
+        keeper
+    }
+
+    fn next(&self, what: &str) -> String {
+        self.lines.recv_timeout(LONG).unwrap_or_else(|_| panic!("never: {what}"))
+    }
+
+    /// Waits until it has the lock: the token, and when that was, in nanoseconds.
+    fn held(&self, what: &str) -> (i64, u128) {
+        let line = self.next(what);
+        let fields: Vec<_> = line.split(' ').collect();
+        let ["held", token, at] = fields[..] else { panic!("{what}: {line}") };
+        (token.parse().unwrap(), at.parse().unwrap())
+    }
+
+    /// Waits until it has lost the lock: when it still believed to have it.
+    fn lost(&self, what: &str) -> u128 {
+        let line = self.next(what);
+        let at = line.strip_prefix("lost ").and_then(|rest| rest.strip_suffix(" Deadline"));
+        at.unwrap_or_else(|| panic!("{what}: {line}")).parse().unwrap()
+    }
+
+    fn let_go(mut self, what: &str) {
+        drop(self.process.stdin.take());
+        assert_eq!(self.next(what), "released", "{what}");
+        assert!(self.process.wait().unwrap().success(), "{what}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn row_3_and_23_whoever_a_real_partition_cuts_off_knows_before_another_gets_the_lock_and_the_majority_keeps_its_own() {
+    let network = match Network::start(4) {
+        Ok(network) => network,
+        Err(why) => return skipped(&format!("no network of its own, so its partitions are not tried: {why}")),
+    };
+    let [with_leader, alone, unplugged, there] = [3, 4, 5, 6];
+    // They know their end after 3.6 s, and etcd deletes their keys after 4 s or, with a new leader, later.
+    let names = [with_leader, alone, unplugged].map(|node| format!("lock-{node}"));
+    let cut_off = [0, 1, 2].map(|n| Keeper::start(&network, 3 + n, &names[n], 4));
+    let first = [0, 1, 2].map(|n| cut_off[n].held(&names[n]).0);
+    // Several, since each prefers a member by chance: the leader is cut off from some that renew or hear through it.
+    let kept: Vec<_> = (0..4).map(|n| Keeper::start(&network, there, &format!("kept-{n}"), 10)).collect();
+    for keeper in &kept {
+        keeper.held("the other side's lock");
+    }
+    let others = names.each_ref().map(|name| Keeper::start(&network, there, name, 10));
+    network.on(0, || {
+        let mut outside = Outside::at(&network.endpoint(0), None);
+        until("the others wait", || names.iter().all(|name| queue(&mut outside, name).len() == 2));
+    });
+
+    let start = Instant::now();
+    let leader = network.wait_for_leader();
+    network.plug_into(1, &[leader, with_leader]);
+    network.plug_into(2, &[alone]);
+    network.unplug(unplugged);
+    let taken = [0, 1, 2].map(|n| {
+        let (token, at) = others[n].held(&names[n]);
+        let last = cut_off[n].lost(&names[n]);
+        assert!(last < at, "{}: another had the lock while its holder believed to have it", names[n]);
+        assert!(token > first[n], "{}", names[n]);
+        token
+    });
+    // Longer than those on the side of the majority could live without renewals.
+    std::thread::sleep(Duration::from_secs(11).saturating_sub(start.elapsed()));
+    for keeper in &kept {
+        assert_eq!(keeper.lines.try_recv(), Err(mpsc::TryRecvError::Empty), "the majority's side has lost nothing");
+    }
+    network.heal();
+    kept.into_iter().for_each(|keeper| keeper.let_go("the other side's lock"));
+    others.into_iter().for_each(|keeper| keeper.let_go("another"));
+    // The sessions that were cut off go on, with new leases.
+    for (keeper, (name, taken)) in cut_off.into_iter().zip(names.iter().zip(taken)) {
+        assert!(keeper.held(name).0 > taken, "{name}");
+        keeper.let_go(name);
+    }
+    network.on(0, || {
+        let mut outside = Outside::at(&network.endpoint(0), None);
+        until("nothing is left", || ["lock-", "kept-"].iter().all(|prefix| outside.keys(prefix).is_empty()));
+    });
 }
 
 // ---- credentials ---------------------------------------------------------------------------

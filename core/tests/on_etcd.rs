@@ -14,7 +14,7 @@ use etcdlock::{ErrorKind, Loss, Options};
 use etcdlock_rig::Etcd;
 
 mod outside;
-use outside::{LONG, Outside, connect, connect_apart, connect_at, losses, until};
+use outside::{LONG, Outside, connect, connect_apart, connect_at, example, losses, skipped, until};
 
 // ---- what it costs -------------------------------------------------------------------------
 
@@ -172,14 +172,6 @@ fn many_rounds_leave_etcds_index_small() {
 
 // ---- several processes ---------------------------------------------------------------------
 
-/// `target/release`, where cargo has put the examples that this test runs.
-fn example(name: &str) -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    path.join("examples").join(name)
-}
-
 #[test]
 fn processes_are_never_inside_together() {
     let etcd = Etcd::start();
@@ -253,7 +245,7 @@ fn holder_with_a_jump(etcd: &Etcd, name: &str, jump: &str, folder: &Path) -> Opt
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outside/jump.c");
     let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).status();
     if !built.is_ok_and(|status| status.success()) {
-        println!("SKIPPED: there is no C compiler to make a clock that jumps");
+        skipped("there is no C compiler to make a clock that jumps");
         return None;
     }
     let mut command = Command::new(example("peer"));
@@ -474,7 +466,7 @@ fn go_peer() -> Option<&'static Path> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peers/go");
         let binary = example("go-peer");
         if Command::new("go").arg("version").stdout(Stdio::null()).status().is_err() {
-            println!("SKIPPED: Go is not installed, so its client is not tried");
+            skipped("Go is not installed, so its client is not tried");
             return None;
         }
         let built = Command::new("go").args(["build", "-o"]).arg(&binary).arg(".").current_dir(source).status();
@@ -534,7 +526,7 @@ fn row_37_gos_mutex_and_ours_share_one_queue() {
 fn row_37_etcdctl_lock_and_ours_share_one_queue() {
     let etcd = Etcd::start();
     if etcd.etcdctl_command().is_none() {
-        println!("SKIPPED: etcdctl is not installed, so it is not tried");
+        skipped("etcdctl is not installed, so it is not tried");
         return;
     }
     share_one_queue(&etcd, "with-etcdctl", || {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -102,6 +104,19 @@ pub fn deletions(endpoint: &str, prefix: &str) -> mpsc::Receiver<(String, Instan
     });
     is_ready.recv_timeout(LONG).expect("the observer watches");
     rx
+}
+
+/// Says that something is not tried here. Not with `println`, which the test harness keeps to itself.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+/// `target/release`, where cargo has put the examples that the tests run.
+pub fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.join("examples").join(name)
 }
 
 pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -11,18 +11,21 @@
 //! peer classic  ENDPOINT NAME ROUNDS   the same, with a session each
 //! peer memory   ENDPOINT NAME COUNT    what COUNT idle mutexes, waiters and holds take
 //! peer hold     ENDPOINT NAME          lock, print "held TOKEN", unlock when standard input closes
+//! peer keep     ENDPOINT NAME TTL      lock, again after each loss, and say until when it was held, until standard input closes
 //! peer load     ENDPOINT KEY  RATE     put RATE times a second until standard input closes
 //! ```
 //!
 //! Each starts with a line "ready" and waits for a line on standard input. "memory" prints lines "memory
-//! WHAT BYTES" for one of each. All but that, "hold" and "load" print, for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took. With
+//! WHAT BYTES" for one of each. All but that, "hold", "keep" and "load" print, for each round, "enter TOKEN NANOSECONDS" where the last is how long the call took. With
 //! PEER_STATS set, the session's counters go to standard error at the end.
 
 use std::future::Future;
 use std::io::{BufRead, BufWriter, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use etcdlock::{Options, Pending, Session};
+use etcdlock::{Mutex, Options, Pending, Session};
 use tokio::task::JoinSet;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -42,10 +45,13 @@ fn wait<T: Send + 'static>(pending: Pending<T>) -> etcdlock::Result<T> {
 fn main() -> Result<(), AnyError> {
     let args: Vec<String> = std::env::args().collect();
     let [_, what, endpoint, name, rest @ ..] = args.as_slice() else {
-        return Err("usage: peer rounds|put|try|try-here|many|waiters|classic|memory|hold|load ENDPOINT NAME [ROUNDS]".into());
+        return Err(
+            "usage: peer rounds|put|try|try-here|many|waiters|classic|memory|hold|keep|load ENDPOINT NAME [ROUNDS]".into()
+        );
     };
     let rounds: usize = rest.first().map_or(Ok(0), |rounds| rounds.parse())?;
-    let session = wait(Session::connect(endpoint, options()))?;
+    let ttl = if what == "keep" { Duration::from_secs(rounds as u64) } else { Duration::from_secs(10) };
+    let session = wait(Session::connect(endpoint, options().ttl(ttl)))?;
     let mutex = session.mutex(name)?;
     let (_other, held_before) = match what.as_str() {
         "try" => {
@@ -171,10 +177,20 @@ fn main() -> Result<(), AnyError> {
             stdin.read_to_end(&mut Vec::new())?;
             wait(hold.unlock())?;
         }
+        "keep" => {
+            let let_go = Arc::new(AtomicBool::new(false));
+            let told = let_go.clone();
+            let (tx, kept) = std::sync::mpsc::channel();
+            std::thread::spawn(move || tx.send(keep(&mutex, &told).map_err(|error| error.to_string())));
+            stdin.read_to_end(&mut Vec::new())?;
+            let_go.store(true, Ordering::Relaxed);
+            // It may wait for a lock from a cluster that is gone.
+            kept.recv_timeout(Duration::from_secs(20))??;
+        }
         "load" => {
             let hold = wait(session.mutex(&format!("{name}.guard"))?.lock())?;
             let runtime = runtime()?;
-            let hold = std::sync::Arc::new(hold);
+            let hold = Arc::new(hold);
             for writer in 0..WRITERS {
                 let (hold, key) = (hold.clone(), format!("{name}-{writer}"));
                 let mut tick =
@@ -198,6 +214,36 @@ fn main() -> Result<(), AnyError> {
     }
     wait(session.close(Duration::from_secs(5)))?;
     Ok(())
+}
+
+/// Holds the lock until it is told to let go. Prints "held TOKEN NANOSECONDS" after each grant, and "lost NANOSECONDS REASON"
+/// with the last time at which the hold was asked and still held; the clock is that of the machine.
+fn keep(mutex: &Mutex, let_go: &AtomicBool) -> Result<(), AnyError> {
+    loop {
+        let hold = wait(mutex.lock())?;
+        let mut last = nanoseconds()?;
+        println!("held {} {last}", hold.token());
+        while !let_go.load(Ordering::Relaxed) {
+            let asked = nanoseconds()?;
+            if !hold.is_held() {
+                break;
+            }
+            last = asked;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match hold.loss() {
+            Some(loss) => println!("lost {last} {loss:?}"),
+            None => {
+                wait(hold.unlock())?;
+                println!("released");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn nanoseconds() -> Result<u128, AnyError> {
+    Ok(Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?).as_nanos())
 }
 
 /// Bytes of memory in use by this process.

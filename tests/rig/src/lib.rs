@@ -1,7 +1,10 @@
 //! Throw-away etcd servers on free loopback ports: one ([`Etcd`]), three that are a [`Cluster`], and
-//! a [`Proxy`] that does to their connections what bad networks do.
+//! a [`Proxy`] that does to their connections what bad networks do. Where root allows it, three of them on a [`Network`] of
+//! its own, whose partitions are real.
 
 mod cluster;
+#[cfg(target_os = "linux")]
+mod network;
 mod proxy;
 
 use std::collections::HashSet;
@@ -17,6 +20,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use cluster::Cluster;
+#[cfg(target_os = "linux")]
+pub use network::Network;
 pub use proxy::{Direction, Fault, Proxy};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -121,6 +126,8 @@ fn etcdctl(endpoints: &str) -> Option<Command> {
 struct Server {
     keeper: Child,
     pid: u32,
+    /// The command that starts it, if it is not to be started here.
+    by: Vec<String>,
     args: Vec<String>,
     data: tempfile::TempDir,
 }
@@ -131,15 +138,20 @@ const KEEPER: &str = r#""$@" & pid=$!; echo $pid; read -r _; kill -CONT $pid; ki
 
 impl Server {
     fn start(args: Vec<String>) -> Server {
-        let data = tempfile::Builder::new().prefix("etcdlock-etcd-").tempdir().expect("a folder for etcd's data");
-        let (keeper, pid) = Self::spawn(&data, &args);
-        Server { keeper, pid, args, data }
+        Self::start_by(Vec::new(), args)
     }
 
-    fn spawn(data: &tempfile::TempDir, args: &[String]) -> (Child, u32) {
+    fn start_by(by: Vec<String>, args: Vec<String>) -> Server {
+        let data = tempfile::Builder::new().prefix("etcdlock-etcd-").tempdir().expect("a folder for etcd's data");
+        let (keeper, pid) = Self::spawn(&data, &by, &args);
+        Server { keeper, pid, by, args, data }
+    }
+
+    fn spawn(data: &tempfile::TempDir, by: &[String], args: &[String]) -> (Child, u32) {
         let etcd = find("etcd").expect("etcd is not installed: run `make setup`, or put etcd on the PATH");
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "etcd-keeper"])
+            .args(by)
             .arg(etcd)
             .arg("--data-dir")
             .arg(data.path().join("etcd"))
@@ -156,7 +168,7 @@ impl Server {
 
     fn start_again(&mut self) {
         self.kill();
-        (self.keeper, self.pid) = Self::spawn(&self.data, &self.args);
+        (self.keeper, self.pid) = Self::spawn(&self.data, &self.by, &self.args);
     }
 
     fn kill(&mut self) {

@@ -159,12 +159,19 @@ impl Proxy {
         });
     }
 
-    /// Delivers what those connections held.
+    /// Delivers what those connections held, at the pace at which it came: a client that gave up took its request back then,
+    /// and a server that hears both at once does not begin with it.
     pub fn deliver_held(&self) {
         self.change(|state| {
             for connection in state.connections.iter().filter_map(Weak::upgrade) {
                 if connection.is_held.swap(false, Ordering::AcqRel) {
-                    *lock(&connection.held_until) = Some(Instant::now());
+                    let now = Instant::now();
+                    *lock(&connection.held_until) = Some(now);
+                    for queue in &connection.queues {
+                        let chunks = &mut lock(queue).chunks;
+                        let late = chunks.front().map_or(Duration::ZERO, |(arrived, _)| now - *arrived);
+                        chunks.iter_mut().for_each(|(arrived, _)| *arrived += late);
+                    }
                 }
             }
         });
