@@ -119,6 +119,29 @@ fn a_turn_in_a_long_queue_wakes_one_waiter() {
 }
 
 #[test]
+fn ten_thousand_holds_of_one_session_share_one_lease_and_one_stream() {
+    const HOLDS: usize = 10_000;
+    let etcd = Etcd::start();
+    let session = connect(&etcd, 5);
+    let metric = |name: &str| etcd.metric(name).unwrap_or_default();
+    let mutexes: Vec<_> = (0..HOLDS).map(|n| session.mutex(&format!("of-many-{n}")).unwrap()).collect();
+    let locks: Vec<_> = mutexes.iter().map(|mutex| mutex.as_async().lock()).collect();
+    let holds: Vec<_> = locks.iter().map(|lock| lock.wait_for(LONG).expect("in time").unwrap()).collect();
+    until("each hold watches its own key", || metric("etcd_debugging_mvcc_watcher_total") >= HOLDS as f64);
+    assert_eq!(metric("etcd_debugging_mvcc_watch_stream_total"), 1.0, "all in one stream");
+    assert_eq!(metric("etcd_debugging_lease_granted_total"), 1.0, "all under one lease");
+
+    let before = session.stats();
+    until("it has renewed three times", || session.stats().renewals >= before.renewals + 3);
+    let after = session.stats();
+    // A renewal is counted when it is answered; one more may be on its way at either end.
+    let requests = (after.requests - before.requests).abs_diff(after.renewals - before.renewals);
+    assert!(requests <= 1, "holding costs nothing but one renewal for all: {before:?} {after:?}");
+    assert!(holds.iter().all(etcdlock::Hold::is_held));
+    session.close(LONG).unwrap();
+}
+
+#[test]
 fn row_17_of_64_threads_that_try_one_wins_and_the_others_write_nothing() {
     let etcd = Etcd::start();
     let sessions = [connect(&etcd, 60), connect_apart(&etcd, 60)];
