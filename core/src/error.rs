@@ -76,11 +76,18 @@ impl ErrorKind {
 
 /// An error with its [`ErrorKind`] and a message that says what happened, to which name and
 /// target, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     kind: ErrorKind,
     message: String,
+}
+
+/// What a `main` prints that returns it.
+impl std::fmt::Debug for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)
+    }
 }
 
 impl Error {

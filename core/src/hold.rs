@@ -101,6 +101,10 @@ impl HoldCore {
             return Pending::ready(Err(error));
         }
         let loss = self.loss();
+        if let Some(loss) = &loss {
+            // Maybe nobody has noticed yet; it is told like any other.
+            self.lose(loss.clone());
+        }
         if self.released.swap(true, Ordering::AcqRel) {
             return Pending::ready(Err(self.not_held()));
         }

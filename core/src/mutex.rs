@@ -72,8 +72,9 @@ impl Inner {
             }
         };
         let Some(answered) = answered else {
+            let error = self.out_of_time(only_try, limit.unwrap_or_default());
             gives_up.now().await;
-            return Err(self.out_of_time(only_try, limit.unwrap_or_default()));
+            return Err(error);
         };
         gives_up.answered = true;
         let hold = answered.map_err(|_| Error::internal(format!("the place in the queue of {:?} is gone", self.name)))??;
@@ -90,8 +91,15 @@ impl Inner {
             let text = format!("no answer from {address} within {limit:?} for a try of the lock {name:?}{because}");
             return Error::new(ErrorKind::Unavailable, text);
         }
-        let why = if because.is_empty() { "; others hold it or are ahead in the queue".into() } else { because };
-        Error::new(ErrorKind::Timeout, format!("the lock {name:?} at {address} was not free within {limit:?}{why}"))
+        let text = if limit.is_zero() {
+            format!("the lock {name:?} at {address} is not free: others hold it or are ahead; inspect() tells who")
+        } else if self.core().service.is_taken(name) {
+            let who = "others hold it or are ahead in the queue; inspect() tells who";
+            format!("the lock {name:?} at {address} was not free within {limit:?}: {who}{because}")
+        } else {
+            format!("the lock {name:?} at {address} could not be taken within {limit:?}: no answer yet{because}")
+        };
+        Error::new(ErrorKind::Timeout, text)
     }
 
     async fn lock(&self, limit: Option<Duration>) -> Result<Hold> {

@@ -139,9 +139,9 @@ impl Options {
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.ttl < MIN_TTL {
+            let ttl = self.ttl.as_secs_f64();
             return Err(Error::invalid(format!(
-                "ttl {:?} is too short: at least {MIN_TTL:?}, which is the least that etcd grants",
-                self.ttl
+                "ttl {ttl} s is too short: at least {MIN_TTL:?}, which is the least that etcd grants"
             )));
         }
         if self.ttl > MAX_TTL {

@@ -11,7 +11,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Loss, Result};
 use crate::hold::{Hold, HoldCore};
 use crate::lease::Lease;
 use crate::sabotage::{Sabotage, is_on};
-use crate::service::Service;
+use crate::service::{DoorState, Service};
 use crate::session::SessionCore;
 use crate::stats::LiveTicket;
 use crate::store::{Ahead, Change, Changes, Entered, Follow, Leaving, Look, NEAR, Revision, Ticket, Trouble};
@@ -105,6 +105,16 @@ struct Following {
 }
 
 impl Following {
+    fn of(what: Follow, changes: Changes) -> Self {
+        let probe = first_probe(&what);
+        Following { what, changes, since: None, proven: false, started: Instant::now(), probe }
+    }
+
+    /// It was made anew, so it has to prove itself again.
+    fn start_again(&mut self) {
+        (self.proven, self.started, self.probe) = (false, Instant::now(), first_probe(&self.what));
+    }
+
     /// When to look at the queue after having looked just now.
     fn next_look(&mut self) -> Duration {
         self.proven |= self.started.elapsed() > PROOF;
@@ -118,11 +128,15 @@ impl Following {
     }
 }
 
+fn first_probe(what: &Follow) -> Duration {
+    if matches!(what, Follow::Queue(_)) { FIRST_PROBE } else { FIRST_PROBE_FAR_BACK }
+}
+
 pub(crate) struct Place {
     service: Arc<Service>,
     name: Arc<str>,
     inbox: UnboundedReceiver<Command>,
-    busy: Arc<AtomicBool>,
+    state: Arc<DoorState>,
     waiters: VecDeque<Waiter>,
     /// Some of them may only try.
     tries: bool,
@@ -145,12 +159,12 @@ enum Turn {
 }
 
 impl Place {
-    pub(crate) fn new(service: Arc<Service>, name: Arc<str>, inbox: UnboundedReceiver<Command>, busy: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(service: Arc<Service>, name: Arc<str>, inbox: UnboundedReceiver<Command>, state: Arc<DoorState>) -> Self {
         Place {
             service,
             name,
             inbox,
-            busy,
+            state,
             waiters: VecDeque::new(),
             tries: false,
             gave_up: Vec::new(),
@@ -212,7 +226,7 @@ impl Place {
         match command {
             Command::Lock(waiter) if waiter.only_try && occupied => waiter.answer(Ok(None)),
             Command::Lock(waiter) => {
-                self.busy.store(true, Ordering::Release);
+                self.state.busy.store(true, Ordering::Release);
                 self.tries |= waiter.only_try;
                 self.waiters.push_back(waiter);
             }
@@ -245,12 +259,14 @@ impl Place {
         self.lease = None;
         if self.waiters.is_empty() {
             self.gave_up.clear();
-            self.busy.store(false, Ordering::Release);
+            self.state.busy.store(false, Ordering::Release);
+            self.state.taken.store(false, Ordering::Release);
         }
     }
 
     /// The lock is taken: those who only try need not wait.
     fn answer_tries(&mut self) {
+        self.state.taken.store(true, Ordering::Release);
         if !std::mem::take(&mut self.tries) {
             return;
         }
@@ -395,6 +411,8 @@ impl Place {
         }
         self.crowded = standing.ahead.keys.as_ref().is_none_or(|keys| keys.len() > NEAR);
         let mut retry = Retry::new();
+        // It follows only the one just ahead.
+        let mut is_far = false;
         // A change that we have heard and that a look has to know.
         let mut heard = None;
         let mut look_at = Instant::now() + if standing.ahead.keys.is_some() { RE_READ } else { Duration::ZERO };
@@ -413,13 +431,12 @@ impl Place {
                 if keys.is_empty() {
                     return Turn::Ours(standing);
                 }
-                // In a long queue the one just ahead is followed, and a look tells the rest. When the
-                // same processes come again and again, that is the same key each time, and the watch
-                // is there already.
-                want = match &keys[..] {
-                    [nearest, ..] if keys.len() > NEAR => Some(Follow::Ticket(nearest.clone())),
-                    _ => Some(Follow::Queue(self.name.clone())),
-                };
+                // In a long queue the one just ahead is followed to its end, and then a look tells the
+                // rest. When the same processes come again and again, that is the same key each time,
+                // and the watch is there already.
+                let nearest = Follow::Ticket(keys[0].clone());
+                is_far = keys.len() > NEAR || is_far && self.following.as_ref().is_some_and(|now| now.what == nearest);
+                want = Some(if is_far { nearest } else { Follow::Queue(self.name.clone()) });
             }
             if let Some(want) = want {
                 self.follow(want);
@@ -429,14 +446,15 @@ impl Place {
                 _ = standing.lease.lost.lost() => return Turn::Lost(standing),
                 change = next_change(&mut self.following) => match change {
                     Change::Since(revision) => {
-                        look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
-                        let is_far = standing.ahead.keys.as_ref().is_some_and(|keys| keys.len() > NEAR);
-                        if revision > standing.ahead.revision && !is_far {
+                        let is_listed = standing.ahead.keys.is_some();
+                        if revision > standing.ahead.revision && !(is_far && is_listed) {
                             // What happened up to there was not heard, our own ticket's end
                             // included. Without a list no event can make the lock ours.
                             standing.ahead.keys = None;
                             heard = Some(revision);
                             look_at = Instant::now();
+                        } else if is_listed {
+                            look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
                         }
                     }
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
@@ -446,7 +464,7 @@ impl Place {
                     Change::Gone { key, revision } => {
                         // Without the list a look is due, and it will know of this.
                         let Some(keys) = &mut standing.ahead.keys else { continue };
-                        if keys.len() > NEAR {
+                        if is_far {
                             standing.ahead = Ahead { revision, keys: None };
                             heard = Some(revision);
                             look_at = Instant::now();
@@ -497,9 +515,7 @@ impl Place {
     }
 
     fn start_following(&self, what: Follow) -> Following {
-        let probe = if matches!(what, Follow::Queue(_)) { FIRST_PROBE } else { FIRST_PROBE_FAR_BACK };
-        let changes = self.service.store.follow(what.clone());
-        Following { what, changes, since: None, proven: false, started: Instant::now(), probe }
+        Following::of(what.clone(), self.service.store.follow(what))
     }
 
     // ---- hold ------------------------------------------------------------------------------
@@ -782,7 +798,11 @@ async fn next_change(following: &mut Option<Following>) -> Change {
     let Some(following) = following else { return std::future::pending().await };
     let change = following.changes.next().await;
     match change {
-        Change::Since(revision) => following.since = Some(revision),
+        Change::Since(revision) => {
+            if following.since.replace(revision).is_some() {
+                following.start_again();
+            }
+        }
         Change::Gone { .. } => following.proven = true,
     }
     change

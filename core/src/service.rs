@@ -26,7 +26,16 @@ pub(crate) struct Service {
 /// The way to a place.
 struct Door {
     commands: UnboundedSender<Command>,
-    busy: Arc<AtomicBool>,
+    state: Arc<DoorState>,
+}
+
+/// What may be known of a place without asking it.
+#[derive(Default)]
+pub(crate) struct DoorState {
+    /// Somebody here holds the lock or waits for it.
+    pub(crate) busy: AtomicBool,
+    /// The store has answered that the lock is taken, or it is held here.
+    pub(crate) taken: AtomicBool,
 }
 
 /// The services in use by this process.
@@ -71,16 +80,21 @@ impl Service {
             let _ = door.commands.send(command);
         } else if matches!(command, Command::Lock(_)) {
             let (commands, inbox) = unbounded_channel();
-            let busy = Arc::new(AtomicBool::new(true));
+            let state = Arc::new(DoorState { busy: AtomicBool::new(true), ..DoorState::default() });
             let _ = commands.send(command);
-            places.insert(name.clone(), Door { commands, busy: busy.clone() });
-            self.env.spawn(Place::new(self.clone(), name.clone(), inbox, busy).run());
+            places.insert(name.clone(), Door { commands, state: state.clone() });
+            self.env.spawn(Place::new(self.clone(), name.clone(), inbox, state).run());
         }
     }
 
     /// Whether this process holds the name or waits for it: then a try need not ask the store.
     pub(crate) fn is_busy(&self, name: &str) -> bool {
-        lock(&self.places).get(name).is_some_and(|door| door.busy.load(Ordering::Acquire))
+        lock(&self.places).get(name).is_some_and(|door| door.state.busy.load(Ordering::Acquire))
+    }
+
+    /// Whether somebody is known to have the lock.
+    pub(crate) fn is_taken(&self, name: &str) -> bool {
+        lock(&self.places).get(name).is_some_and(|door| door.state.taken.load(Ordering::Acquire))
     }
 
     /// Takes a place with nothing to do off the list; false if a command has just come in.

@@ -512,7 +512,8 @@ impl Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("target", &self.core().service.address).field("lease", &self.lease_id()).finish()
+        let lease = self.lease_id().map_or("none".to_owned(), |lease| format!("{lease:x}"));
+        f.debug_struct("Session").field("target", &self.core().service.address).field("lease", &format_args!("{lease}")).finish()
     }
 }
 
