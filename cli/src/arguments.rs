@@ -55,7 +55,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         connection: Connection,
     },
-    /// Follow a lock: a live view on a terminal, a line for each change elsewhere
+    /// Follow a lock: a live view on a terminal, elsewhere a line when a look, each 0.5 s, finds a change
     Watch {
         /// Name of the lock
         name: String,
@@ -81,8 +81,11 @@ pub(crate) enum Generated {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example:\n  etcdlock run --timeout 30s nightly-report -- make report\n\n\
-The command finds the name and the fencing token in ETCDLOCK_NAME and ETCDLOCK_TOKEN.")]
+#[command(
+    override_usage = "etcdlock run [OPTIONS] <NAME> -- <COMMAND>...",
+    after_help = "Example:\n  etcdlock run --timeout 30s nightly-report -- make report\n\n\
+The command finds the name and the fencing token in ETCDLOCK_NAME and ETCDLOCK_TOKEN."
+)]
 pub(crate) struct Run {
     /// Name of the lock
     pub(crate) name: String,
@@ -141,9 +144,9 @@ pub(crate) struct Connection {
     /// Label that others see (default: host:pid)
     #[arg(long, env = "ETCDLOCK_OWNER")]
     owner: Option<String>,
-    /// How long to try to reach etcd at first
+    /// How long to try to reach etcd at first; with --timeout at most that long
     #[arg(long, value_parser = duration, default_value = "5s")]
-    connect_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
 }
 
 impl Connection {
@@ -184,7 +187,7 @@ fn first_line(path: &str) -> Result<String, String> {
 
 /// `30s`, `5m`, `2h`, `500ms`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
-    let rule = "write a number and a unit: 500ms, 30s, 5m or 2h";
+    let rule = "write a number and a unit: 500ms, 30s, 5m or 2h (without a unit it is seconds)";
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: f64 = digits.parse().map_err(|_| rule.to_owned())?;
     let seconds = match &text[digits.len()..] {

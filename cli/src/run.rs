@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -149,7 +149,11 @@ impl Runner<'_> {
     fn connect(&mut self) -> Result<Session, Stop> {
         let connection = &self.run.connection;
         let events = self.events.clone();
-        let connecting = Session::connect(connection.target(), connection.options().ttl(self.run.ttl)).on_done(move |session| {
+        let mut options = connection.options().ttl(self.run.ttl);
+        if let Some(limit) = self.run.timeout.filter(|limit| !limit.is_zero() && *limit < connection.connect_timeout) {
+            options = options.connect_timeout(limit);
+        }
+        let connecting = Session::connect(connection.target(), options).on_done(move |session| {
             let _ = events.send(Event::Connected(session));
         });
         loop {
@@ -262,6 +266,7 @@ impl Runner<'_> {
                 return if is_missing { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
             }
         };
+        let _guard = Guard::start(group, self.run.kill_after.min(hold.remaining() / 3));
         let terminal = Terminal::give_to(group);
         self.say.step(&format!("started {} as process {group}", program.to_string_lossy()));
         let events = self.events.clone();
@@ -318,6 +323,38 @@ impl Runner<'_> {
         // A stopped process takes its signal only when it goes on.
         let _ = killpg(group, Signal::SIGCONT);
         Instant::now() + self.run.kill_after
+    }
+}
+
+/// Ends the command should we be killed ourselves, while the lock is still ours: `kill -9`, or the
+/// kernel out of memory. A shell, because it has to outlive us, and what runs us may be an interpreter.
+struct Guard(Option<Child>);
+
+impl Guard {
+    /// It waits for a line. The end of the pipe without one is our end.
+    const SCRIPT: &str = "trap '' INT TERM HUP QUIT TSTP; read -r _ && exit; \
+        kill -s TERM -- -$0 && kill -s CONT -- -$0 && sleep $1 && kill -s KILL -- -$0";
+
+    fn start(group: Pid, kill_after: Duration) -> Guard {
+        let seconds = format!("{:.1}", kill_after.as_secs_f64());
+        let shell = Command::new("/bin/sh")
+            .args(["-c", Guard::SCRIPT, &group.to_string(), &seconds])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        // Without a shell there is no guard; the lock is safe all the same, for its TTL.
+        Guard(shell.ok())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(shell) = &mut self.0 {
+            let _ = shell.stdin.take().map(|mut pipe| pipe.write_all(b"\n"));
+            let _ = shell.wait();
+        }
     }
 }
 

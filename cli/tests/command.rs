@@ -262,6 +262,32 @@ fn a_signal_reaches_the_command_once() {
 }
 
 #[test]
+fn when_etcdlock_itself_is_killed_the_command_ends_before_the_lock_is_free() {
+    let script = "trap '' TERM; sleep 100 & echo $! $$; wait; wait; sleep 100";
+    let mut child = etcdlock(&["run", "--ttl", "6s", "killed", "--", "sh", "-c", script]).spawn().unwrap();
+    let pids = first_line(&mut child);
+    let mut pids = pids.split(' ').map(|pid| pid.parse::<i32>().unwrap());
+    let (sleeper, shell) = (pids.next().unwrap(), pids.next().unwrap());
+    // Nobody may be there to collect it, so a zombie is gone too.
+    let is_gone = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|state| state.is_empty() || state.starts_with(['Z', 'X']))
+    };
+    assert!(!is_gone(sleeper) && !is_gone(shell));
+    signal(&child, Signal::SIGKILL);
+    child.wait().unwrap();
+    until("the whole group is gone", || is_gone(sleeper) && is_gone(shell));
+    assert_eq!(queue_length("killed"), 1, "and the lock is still taken");
+}
+
+#[test]
+fn a_timeout_counts_for_the_connection_too() {
+    let args = ["run", "--timeout", "300ms", "--connect-timeout", "100s", "x", "--", "true"];
+    let output = etcdlock_at("127.0.0.1:1", &args).output().unwrap();
+    assert!(code(&output) == 69 && text(&output.stderr).contains("300ms"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn what_nohup_ignores_is_ignored_by_the_command() {
     let folder = tempfile::tempdir().unwrap();
     let go = folder.path().join("go");
