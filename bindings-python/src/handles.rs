@@ -9,7 +9,7 @@ use etcdlock::{ErrorKind, Options, Pending, Target};
 use pyo3::exceptions::{PyResourceWarning, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::PyAny;
+use pyo3::types::{PyAny, PyString};
 use pyo3::{PyTraverseError, PyVisit, ffi};
 
 use crate::asynchronous::Call;
@@ -31,10 +31,25 @@ fn cannot_pickle(what: &str) -> PyErr {
 
 // ---- connecting ------------------------------------------------------------------------------
 
-#[derive(FromPyObject)]
 pub(crate) enum Place {
     One(String),
     Several(Vec<String>),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Place {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if object.is_instance_of::<PyString>() {
+            return object.extract().map(Place::One);
+        }
+        object.extract().map(Place::Several).map_err(|_| is_not(object, "target", "a str or a list of str"))
+    }
+}
+
+fn is_not(object: Borrowed<'_, '_, PyAny>, what: &str, rule: &str) -> PyErr {
+    let kind = object.get_type().name().map(|name| name.to_string()).unwrap_or_default();
+    PyTypeError::new_err(format!("{what} must be {rule}, not {kind}"))
 }
 
 /// PEM text, or the path of a PEM file.
@@ -555,10 +570,20 @@ impl Hold {
 }
 
 /// A key or a value: bytes, or text in UTF-8.
-#[derive(FromPyObject)]
 enum Bytes {
     Bytes(PyBackedBytes),
     Text(PyBackedStr),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Bytes {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if object.is_instance_of::<PyString>() {
+            return object.extract().map(Bytes::Text);
+        }
+        object.extract().map(Bytes::Bytes).map_err(|_| is_not(object, "keys and values", "bytes or str"))
+    }
 }
 
 impl From<Bytes> for Vec<u8> {

@@ -42,7 +42,7 @@ fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
 /// Seconds as a duration.
 pub(crate) fn seconds(py: Python<'_>, what: &str, seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
-        .map_err(|_| invalid(py, format!("{what} {seconds} is not a time: give seconds from 0 up to some billions")))
+        .map_err(|_| invalid(py, format!("{what} {seconds:?} is not a time: give seconds from 0 up to some billions")))
 }
 
 /// A timeout in seconds; `None` and infinity mean for ever.

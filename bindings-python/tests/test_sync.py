@@ -164,7 +164,7 @@ def test_guarded_writes_go_through_the_hold(session: etcdlock.Session, name: str
         assert hold.get(key) is None
         with pytest.raises(etcdlock.Invalid):
             hold.put("", b"")
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="keys and values must be bytes or str, not int"):
             hold.put(key, 7)  # type: ignore[arg-type]
     with pytest.raises(etcdlock.NotHeld):
         hold.put(key, b"late")
@@ -253,6 +253,8 @@ def test_a_bad_call_is_named_at_once(session: etcdlock.Session, name: str) -> No
             session.mutex(name).lock(timeout=timeout)
     with session.mutex(name).lock(timeout=float("inf")):
         pass
+    with pytest.raises(TypeError, match="target must be a str or a list of str, not int"):
+        etcdlock.connect(7)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         session.mutex(7)  # type: ignore[arg-type]
     with pytest.raises(TypeError):

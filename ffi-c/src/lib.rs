@@ -690,7 +690,10 @@ pub extern "C" fn etcdlock_mutex_try_lock(mutex: *mut etcdlock_mutex) -> i32 {
         let mutex = mutex_to_wait_with(mutex)?;
         match mutex.try_lock_and_keep().wait()? {
             Some(_) => Ok(()),
-            None => Err(Failure::new(ErrorKind::Busy, format!("the lock {:?} is taken; etcdlock_session_inspect tells by whom", mutex.name()))),
+            None => Err(Failure::new(
+                ErrorKind::Busy,
+                format!("the lock {:?} is taken; etcdlock_session_inspect tells by whom", mutex.name()),
+            )),
         }
     })
 }
