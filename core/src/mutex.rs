@@ -53,6 +53,9 @@ impl Inner {
 
     /// Waits for the lock at most `limit`. `None` if it is taken and `only_try`.
     async fn acquire(&self, only_try: bool, limit: Option<Duration>) -> Result<Option<Hold>> {
+        // Boxed, and only if somebody listens, because there can be thousands of waiters.
+        let _span = tracing::span_enabled!(target: "etcdlock::acquire", tracing::Level::DEBUG)
+            .then(|| Box::new(tracing::debug_span!(target: "etcdlock::acquire", "acquire", name = &*self.name, only_try)));
         let core = self.core();
         core.check_open()?;
         let (reply, mut answer) = oneshot::channel();

@@ -207,6 +207,8 @@ impl SessionCore {
                 Ok(Ok(())) => {
                     let asked = if is_on(Sabotage::DeadlineFromReceipt) { env.now() } else { now };
                     lease.renewed(asked, env.now());
+                    let (late, took) = (now.saturating_sub(next).as_millis(), env.now().saturating_sub(now).as_millis());
+                    tracing::debug!(target: "etcdlock::renewal", lease = lease.id, late_ms = late, took_ms = took, "renewed");
                     next = now + third;
                     retry = Retry::new();
                 }
