@@ -713,7 +713,11 @@ static void lose_a_hold(void) {
     etcdlock_session *session = open_session();
     etcdlock_mutex *mutex = new_mutex(session, fresh_name());
     OK(etcdlock_mutex_lock(mutex, -1));
+    struct event lost = EVENT_INIT;
+    OK(etcdlock_mutex_on_lost(mutex, on_lost, &lost));
     OK(etcdlock_session_close(session, 20000));
+    /* Freed at once it might be released before its loss is noticed, and then it is no loss. */
+    event_wait(&lost, 1);
     OK(etcdlock_mutex_free(mutex));
     OK(etcdlock_flush_callbacks(-1));
 }
