@@ -6,6 +6,7 @@
 const { isMainThread } = require('node:worker_threads')
 const { PostBox, isHeld, shutdown } = require('./native.js')
 
+const inspectAs = Symbol.for('nodejs.util.inspect.custom')
 const asyncDispose = Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')
 
 /** How long the end of the process waits for the release of its locks, in milliseconds. */
@@ -137,6 +138,12 @@ function options(given, known) {
 
 function string(name, value) {
   if (typeof value !== 'string') throw invalid(`${name} ${show(value)} is not a string`)
+  wellFormed(name, value)
+}
+
+/** Half a surrogate pair would become U+FFFD on the way, and names that differ one and the same. */
+function wellFormed(name, value) {
+  if (/\p{Surrogate}/u.test(value)) throw invalid(`${name} ${show(value)} is not well-formed: it has half of a surrogate pair`)
 }
 
 function time(name, value) {
@@ -177,7 +184,10 @@ function target(given) {
 }
 
 function bytes(name, value) {
-  if (typeof value === 'string') return Buffer.from(value)
+  if (typeof value === 'string') {
+    wellFormed(name, value)
+    return Buffer.from(value)
+  }
   if (value instanceof Uint8Array) return value
   throw invalid(`${name} ${show(value)} is neither a string nor a Uint8Array`)
 }
@@ -249,6 +259,10 @@ class Session {
   async [asyncDispose]() {
     await this.close()
   }
+
+  [inspectAs]() {
+    return `Session { lease: ${this.leaseId ?? 'none'}, ttl: ${this.ttl} }`
+  }
 }
 
 // ---- Mutexes
@@ -314,6 +328,10 @@ class Mutex {
 
   get token() {
     return this.#hold && !this.#hold.released ? this.#hold.token : null
+  }
+
+  [inspectAs]() {
+    return `Mutex { name: ${show(this.name)}, held: ${this.isHeld()} }`
   }
 }
 
@@ -430,6 +448,10 @@ class Hold {
 
   async [asyncDispose]() {
     if (!this.#state.released) await this.unlock()
+  }
+
+  [inspectAs]() {
+    return `Hold { name: ${show(this.name)}, token: ${this.token}, held: ${this.isHeld()} }`
   }
 }
 

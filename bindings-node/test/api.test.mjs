@@ -5,6 +5,7 @@ import { getEventListeners } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { after, before, describe, it } from 'node:test'
+import { inspect } from 'node:util'
 import * as etcdlock from '../index.mjs'
 import { etcdctl, freshName, keysAreGone, keysOf, lost, start, stores, tick, until } from './support.mjs'
 
@@ -25,6 +26,16 @@ for (const [store, target] of stores) {
       session = await connect(target, { ttl: 5 })
     })
     after(() => session.close())
+
+    it('refuses names that would become the same on the way, and shows what it is', async () => {
+      assert.throws(() => session.mutex('a\ud800'), (error) => code('INVALID')(error) && /"a\\ud800" is not well-formed/.test(error.message))
+      const mutex = session.mutex('a😀')
+      const hold = await mutex.lock()
+      assert.equal(inspect(hold), `Hold { name: "a😀", token: ${hold.token}, held: true }`)
+      assert.equal(inspect(mutex), 'Mutex { name: "a😀", held: true }')
+      assert.equal(inspect(session), `Session { lease: ${session.leaseId}, ttl: ${session.ttl} }`)
+      await hold.unlock()
+    })
 
     describe('lock', () => {
       it('gives a hold with a token that rises, until it is unlocked', async () => {
@@ -381,6 +392,7 @@ for (const [store, target] of stores) {
         await hold.delete(key)
         assert.equal(await hold.get(key), null)
         await assert.rejects(hold.put('', 'x'), code('INVALID'))
+        await assert.rejects(hold.put(key, '\udc00'), code('INVALID'))
         await assert.rejects(hold.put(key, 5), code('INVALID'))
         await hold.unlock()
         await assert.rejects(hold.put(key, 'x'), code('NOT_HELD'))
@@ -534,7 +546,7 @@ describe('the package', () => {
     for (const kind of [Session, Mutex, Hold]) {
       const [, body] = new RegExp(`\\*/\nexport class ${kind.name} .*?\\{\n(.*?)\n\\}\n`, 's').exec(types)
       for (const key of Reflect.ownKeys(kind.prototype)) {
-        if (key === 'constructor') continue
+        if (key === 'constructor' || key === inspect.custom) continue
         const name = typeof key === 'symbol' ? '\\[Symbol.asyncDispose\\]' : key
         assert.match(body, new RegExp(`\\*/\n  (readonly )?${name}[(<:]`), `${kind.name}.${String(key)}`)
       }

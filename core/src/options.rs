@@ -139,9 +139,10 @@ impl Options {
 
     pub(crate) fn check(&self) -> Result<()> {
         if self.ttl < MIN_TTL {
-            let ttl = self.ttl.as_secs_f64();
+            // Else it would be nanoseconds.
+            let ttl = if self.ttl.is_zero() { "0s".to_owned() } else { format!("{:?}", self.ttl) };
             return Err(Error::invalid(format!(
-                "ttl {ttl} s is too short: at least {MIN_TTL:?}, which is the least that etcd grants"
+                "ttl {ttl} is too short: at least {MIN_TTL:?}, which is the least that etcd grants"
             )));
         }
         if self.ttl > MAX_TTL {

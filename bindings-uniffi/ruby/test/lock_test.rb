@@ -266,6 +266,11 @@ class LockTest < EtcdlockTest
     assert_raises(Etcdlock::Invalid) { connect("memory:", owner: 5) }
     assert_raises(Etcdlock::Invalid) { connect("memory:", connect_timeout: -1) }
     connect("memory:") do |session|
+      assert_equal "the lock name nil is not a String", assert_raises(Etcdlock::Invalid) { session.mutex(nil) }.message
+      assert_includes assert_raises(Etcdlock::Invalid) { session.mutex("\xff") }.message, 'the lock name "\xFF" is not valid UTF-8'
+      session.mutex("a").synchronize do |hold|
+        assert_equal "the value 5 is not a String", assert_raises(Etcdlock::Invalid) { hold.put("k", 5) }.message
+      end
       ["", "a\0", "x" * 1025, "\xff", nil, 5].each { |name| assert_raises(Etcdlock::Invalid) { session.mutex(name) } }
       [-1, Float::NAN, "5", []].each { |limit| assert_raises(Etcdlock::Invalid) { session.mutex("a").lock(timeout: limit) } }
       session.mutex("a").synchronize(timeout: Float::INFINITY) { |hold| assert_raises(Etcdlock::Invalid) { hold.put("k", nil) } }

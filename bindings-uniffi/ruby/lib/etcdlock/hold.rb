@@ -59,19 +59,19 @@ module Etcdlock
     # key is used as given, without the namespace. Blocks for one request, at most 5 s. Raises LockLost if nothing was
     # written, and Unavailable if it may or may not have been.
     def put(key, value)
-      Native.wait { @native.put(key, value) }
+      Native.wait { @native.put(Native.string("the key", key), Native.string("the value", value)) }
       nil
     end
 
     # Reads key, only if this hold still owns the lock; nil if there is no such key. See put.
     def get(key)
-      outcome = Native.wait { @native.get(key) }
+      outcome = Native.wait { @native.get(Native.string("the key", key)) }
       outcome.bytes? ? outcome.bytes : nil
     end
 
     # Deletes key, only if this hold still owns the lock; deleting what is not there is fine. See put.
     def delete(key)
-      Native.wait { @native.delete(key) }
+      Native.wait { @native.delete(Native.string("the key", key)) }
       nil
     end
 

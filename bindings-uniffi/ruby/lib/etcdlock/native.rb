@@ -43,6 +43,21 @@ module Etcdlock
       raise Invalid, e.message
     end
 
+    # A name, which is text.
+    def text(what, value)
+      string(what, value)
+      return value unless value.encoding == Encoding::UTF_8 && !value.valid_encoding?
+
+      raise Invalid, "#{what} #{value.inspect} is not valid UTF-8"
+    end
+
+    # A key or a value, which may be any bytes.
+    def string(what, value)
+      return value if value.is_a?(String)
+
+      raise Invalid, "#{what} #{value.inspect} is not a String"
+    end
+
     def seconds(what, value)
       return if value.nil?
       raise Invalid, "#{what} #{value.inspect} is not a number of seconds" if value.is_a?(String) || !value.respond_to?(:to_f)

@@ -54,12 +54,12 @@ module Etcdlock
 
     # A mutex of this name. Local: nothing is sent. Mutexes of one name exclude each other, here and everywhere. Raises
     # Invalid for a name that is empty, over 1,024 bytes or has a NUL, and Closed.
-    def mutex(name) = Mutex.new(Native.call { @native.mutex(name) })
+    def mutex(name) = Mutex.new(Native.call { @native.mutex(Native.text("the lock name", name)) })
 
     # Who holds the lock of this name and who waits for it, in order. Entries of etcd's own clients show too. Blocks for
     # one request, at most 5 s; raises Unavailable or Denied.
     def contenders(name)
-      Native.wait { @native.contenders(name) }.contenders.map do |c|
+      Native.wait { @native.contenders(Native.text("the lock name", name)) }.contenders.map do |c|
         Contender.new(holder: c.is_holder, owner: c.owner, host: c.host, pid: c.pid, language: c.language, token: c.token,
                       age: c.age, key: c.key)
       end

@@ -82,7 +82,10 @@ public class Mutex internal constructor(private val native: NativeMutex) {
     public val token: Long? get() = latest?.takeUnless { it.isReleased }?.token
 
     /** This mutex as the JDK's interface: for code that takes a [Lock]. */
-    public fun asLock(): Lock = MutexLock(this)
+    public fun asLock(): Lock = lock
+
+    /** One, because it knows which thread holds what. */
+    private val lock by lazy { MutexLock(this) }
 
     internal fun startLock(timeout: Duration?): Started<Hold> =
         Started(native { native.lock(timeout?.inSeconds()) }, Hold::release) { held(it as Outcome.Hold) }

@@ -402,6 +402,9 @@ class LockTest {
             Mutex mutex = session.mutex(freshName());
             Lock lock = mutex.asLock();
             assertThrows(IllegalMonitorStateException.class, lock::unlock);
+            mutex.asLock().lock();
+            assertTrue(mutex.isHeld());
+            mutex.asLock().unlock();
             lock.lock();
             assertTrue(mutex.isHeld());
             Worker other = new Worker(() -> {
