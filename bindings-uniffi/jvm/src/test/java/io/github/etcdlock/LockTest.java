@@ -413,7 +413,7 @@ class LockTest {
                 assertThrows(IllegalMonitorStateException.class, lock::unlock);
                 lock.lockInterruptibly();
             });
-            until(() -> other.getState() == Thread.State.WAITING && session.stats().getLocks() == 1);
+            until(() -> other.getState() == Thread.State.WAITING && session.stats().getLocks() == 2);
             other.interrupt();
             Throwable error = other.end();
             assertTrue(error == null || error instanceof InterruptedException, String.valueOf(error));
