@@ -27,6 +27,9 @@ module Outside
   def revoke(lease) = ask("lease/revoke", { ID: lease.to_s })
 end
 
+# Whoever runs tests in the background may have them ignore Ctrl-C, and the programs they start with them.
+trap(:INT, "DEFAULT")
+
 class EtcdlockTest < Minitest::Test
   include Outside
 
