@@ -16,7 +16,8 @@ if command -v go >/dev/null; then
     # Debian's package of etcd's client is older, and is built without modules.
     debian=/usr/share/gocode
     if [ -d $debian/src/go.etcd.io/etcd/clientv3 ]; then
-        GO111MODULE=off GOFLAGS='' GOPATH=$debian go build -o $place/go-debian bench/peers/go_debian.go
+        GO111MODULE=off GOFLAGS='' GOPATH=$debian go build -o $place/go-debian bench/peers/go_debian.go ||
+            say "Debian's own Go client cannot be built"
     else
         rm -f $place/go-debian
         say "Debian's own Go client is not there (apt-get install golang-etcd-server-dev)"
