@@ -104,7 +104,7 @@ impl Process {
     }
 
     /// The connection to the member of this URL, `http://member<n>`.
-    pub(crate) fn channel(&self, url: &str) -> etcd_client::Channel {
+    pub(crate) fn channel(&self, url: &str) -> crate::store::etcd::api::Channel {
         let member = url.trim_start_matches("http://member").trim_end_matches(":2379").parse().expect("a simulated URL");
         Wire { world: self.world.clone(), process: self.number, member }.channel()
     }

@@ -11,13 +11,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use etcd_client::{ConnectOptions, Permission, RoleRevokePermissionOptions};
 use etcdlock::blocking::{Hold, Session};
 use etcdlock::{ErrorKind, Loss, Options};
 #[cfg(target_os = "linux")]
 use etcdlock_rig::Network;
 use etcdlock_rig::{Cluster, Direction, Etcd, Fault, Proxy};
-use outside::{LONG, Outside, connect, connect_apart, connect_at, connect_nth, deletions, example, losses, skipped, until};
+use outside::{Gaps, LONG, Outside, connect, connect_apart, connect_at, connect_nth, deletions, example, losses, skipped, until};
 
 /// One etcd that its clients reach through a proxy.
 struct Behind {
@@ -274,16 +273,12 @@ fn row_10_and_11_of_2000_locks_cancelled_at_random_moments_no_key_is_left() {
 #[test]
 fn a_cancelled_connect_leaves_no_lease() {
     let behind = Behind::start();
-    let mut outside = Outside::of(&behind.etcd);
-    let mut leases = || {
-        let Outside { runtime, client } = &mut outside;
-        runtime.block_on(client.leases()).unwrap().leases().len()
-    };
+    let outside = Outside::of(&behind.etcd);
     behind.proxy.set(Direction::ToClient, Fault::Delay(Duration::from_millis(200)));
     let connecting = etcdlock::Session::connect(behind.proxy.endpoint(), Options::default().ttl(Duration::from_secs(600)));
-    until("etcd has granted it", || leases() == 1);
+    until("etcd has granted it", || outside.leases() == 1);
     drop(connecting);
-    until("it is ended", || leases() == 0);
+    until("it is ended", || outside.leases() == 0);
 }
 
 #[test]
@@ -323,7 +318,7 @@ fn row_14_history_compacted_and_streams_reset_while_waiting_changes_nothing() {
     behind.proxy.set_both(Fault::Cut);
     first.unlock().unwrap();
     let revision = outside.revision();
-    outside.runtime.block_on(outside.client.compact(revision, None)).unwrap();
+    outside.compact(revision);
     behind.proxy.heal();
     let mut last = 0;
     for waiting in waiting {
@@ -422,55 +417,6 @@ impl Fleet {
         for session in self.sessions {
             assert_eq!(session.stats().leases_lost, 0);
         }
-    }
-}
-
-/// The longest time in which a cluster committed nothing, by somebody who tries all the time.
-struct Gaps {
-    longest: Arc<Mutex<Duration>>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Gaps {
-    fn watch(cluster: &Cluster) -> Gaps {
-        let gaps = Gaps { longest: Arc::default(), stop: Arc::default() };
-        let (longest, stop) = (gaps.longest.clone(), gaps.stop.clone());
-        let endpoints: Vec<_> = (0..3).map(|member| cluster.direct_endpoint(member)).collect();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut clients = Vec::new();
-                for endpoint in &endpoints {
-                    clients.push(etcd_client::Client::connect([endpoint], None).await.unwrap());
-                }
-                let mut last = Instant::now();
-                while !stop.load(Ordering::Relaxed) {
-                    // All at once: whichever answers.
-                    let limit = Duration::from_millis(300);
-                    let [a, b, c] = &mut clients[..] else { unreachable!() };
-                    let (a, b, c) = tokio::join!(
-                        tokio::time::timeout(limit, a.put("gap", "", None)),
-                        tokio::time::timeout(limit, b.put("gap", "", None)),
-                        tokio::time::timeout(limit, c.put("gap", "", None)),
-                    );
-                    let committed = [a, b, c].into_iter().any(|put| matches!(put, Ok(Ok(_))));
-                    {
-                        let mut longest = longest.lock().unwrap();
-                        *longest = (*longest).max(last.elapsed());
-                    }
-                    if committed {
-                        last = Instant::now();
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            });
-        });
-        gaps
-    }
-
-    fn longest(self) -> Duration {
-        self.stop.store(true, Ordering::Relaxed);
-        *self.longest.lock().unwrap()
     }
 }
 
@@ -762,19 +708,12 @@ const USER: (&str, &str) = ("worker", "hunter2");
 
 /// Switches authentication on, with a user who may use the locks under `auth/`.
 fn switch_auth_on(etcd: &Etcd) -> Outside {
-    let mut outside = Outside::of(etcd);
-    let Outside { runtime, client } = &mut outside;
-    runtime.block_on(async {
-        client.user_add(ROOT.0, ROOT.1, None).await.unwrap();
-        client.user_grant_role(ROOT.0, "root").await.unwrap();
-        client.role_add("locks").await.unwrap();
-        let permission = Permission::read_write("auth/").with_prefix();
-        client.role_grant_permission("locks", permission).await.unwrap();
-        client.user_add(USER.0, USER.1, None).await.unwrap();
-        client.user_grant_role(USER.0, "locks").await.unwrap();
-        client.auth_enable().await.unwrap();
-    });
-    Outside::at(&etcd.endpoint(), Some(ConnectOptions::new().with_user(ROOT.0, ROOT.1)))
+    let outside = Outside::of(etcd);
+    outside.add_user(ROOT.0, ROOT.1, "root");
+    outside.add_role("locks", "auth/");
+    outside.add_user(USER.0, USER.1, "locks");
+    outside.enable_auth();
+    Outside::at(&etcd.endpoint(), Some(ROOT))
 }
 
 fn as_user(ttl: u64) -> Options {
@@ -783,7 +722,7 @@ fn as_user(ttl: u64) -> Options {
 
 /// Holds, waits, takes turns and stays idle for longer than a token lives, while users are added.
 fn go_on_through_expired_tokens(etcd: &Etcd, seconds: u64) {
-    let mut root = switch_auth_on(etcd);
+    let root = switch_auth_on(etcd);
     let session = Session::connect(etcd.endpoint(), as_user(4)).unwrap();
     let apart = Session::connect(etcd.endpoint().replace("127.0.0.1", "localhost"), as_user(4)).unwrap();
     let held = session.mutex("auth/held").unwrap().lock().unwrap();
@@ -796,9 +735,7 @@ fn go_on_through_expired_tokens(etcd: &Etcd, seconds: u64) {
         // Longer than a token lives, every other time.
         std::thread::sleep(Duration::from_secs(if turn % 2 == 0 { 4 } else { 1 }));
         users += 1;
-        let client = &mut root.client;
-        let added = root.runtime.block_on(client.user_add(format!("user-{users}"), "x", None));
-        if let Err(error) = added {
+        if let Err(error) = root.try_to_add_user(&format!("user-{users}"), "x") {
             // The observer's own token is as short-lived.
             assert!(error.to_string().contains("token") || error.to_string().contains("auth store"), "{error}");
         }
@@ -856,30 +793,24 @@ fn row_24_a_wrong_password_is_denied_at_once() {
 #[test]
 fn row_25_permission_taken_away_while_holding_is_denied_and_lost_at_the_latest_at_the_deadline() {
     let etcd = Etcd::start_with(&["--auth-token-ttl", "3", "--bcrypt-cost", "4"]);
-    let mut root = switch_auth_on(&etcd);
+    let root = switch_auth_on(&etcd);
     let session = Session::connect(etcd.endpoint(), as_user(4)).unwrap();
     let hold = session.mutex("auth/held").unwrap().lock().unwrap();
     let waiting = session.as_async().mutex("auth/held").unwrap().lock();
     let lost = losses(&hold);
-    let revoked = root.client.role_revoke_permission("locks", "auth/", Some(RoleRevokePermissionOptions::new().with_prefix()));
-    root.runtime.block_on(revoked).unwrap();
+    root.revoke_from_role("locks", "auth/");
     let error = hold.put("auth/state", "x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     let error = session.mutex("auth/other").unwrap().lock_timeout(LONG).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     // And now the user is gone altogether.
-    root.runtime.block_on(root.client.user_delete(USER.0)).unwrap();
+    root.delete_user(USER.0);
     lost.recv_timeout(LONG).expect("lost by the deadline");
     assert!(!hold.is_held());
     assert_eq!(waiting.wait_for(LONG).expect("it ends").unwrap_err().kind(), ErrorKind::Denied);
     // A user of that name again, with the permission: the session goes on.
-    let Outside { runtime, client } = &mut root;
-    runtime.block_on(async {
-        let permission = Permission::read_write("auth/").with_prefix();
-        client.role_grant_permission("locks", permission).await.unwrap();
-        client.user_add(USER.0, USER.1, None).await.unwrap();
-        client.user_grant_role(USER.0, "locks").await.unwrap();
-    });
+    root.grant_to_role("locks", "auth/");
+    root.add_user(USER.0, USER.1, "locks");
     let mutex = session.mutex("auth/held").unwrap();
     until("the session works again", || mutex.lock_timeout(Duration::from_secs(5)).is_ok());
 }

@@ -30,11 +30,6 @@ fn resident() -> usize {
     pages * 4
 }
 
-fn leases(outside: &mut Outside) -> usize {
-    let Outside { runtime, client } = outside;
-    runtime.block_on(client.leases()).unwrap().leases().len()
-}
-
 fn fail(count: usize, target: &str, options: &Options, kind: ErrorKind) {
     for _ in 0..count / TOGETHER {
         let (_, descriptors) = taken();
@@ -53,12 +48,9 @@ fn fail(count: usize, target: &str, options: &Options, kind: ErrorKind) {
 #[test]
 fn row_36_of_2000_failed_connects_no_thread_descriptor_memory_or_lease_is_left() {
     let (etcd, guarded) = (Etcd::start(), Etcd::start_with(&["--bcrypt-cost", "4"]));
-    let mut outside = Outside::of(&guarded);
-    outside.runtime.block_on(async {
-        outside.client.user_add("root", "secret", None).await.unwrap();
-        outside.client.user_grant_role("root", "root").await.unwrap();
-        outside.client.auth_enable().await.unwrap();
-    });
+    let outside = Outside::of(&guarded);
+    outside.add_user("root", "secret", "root");
+    outside.enable_auth();
     drop(outside);
     let refused = format!("127.0.0.1:{}", free_port());
     let soon = Options::default().ttl(Duration::from_secs(2)).connect_timeout(Duration::from_millis(20));
@@ -70,8 +62,8 @@ fn row_36_of_2000_failed_connects_no_thread_descriptor_memory_or_lease_is_left()
         fail(count / 10, &etcd.endpoint(), &soon, ErrorKind::Unavailable);
         etcd.cont();
         fail(count / 5, &guarded.endpoint(), &wrong, ErrorKind::Denied);
-        let mut outside = Outside::of(&etcd);
-        until("no lease is left", || leases(&mut outside) == 0);
+        let outside = Outside::of(&etcd);
+        until("no lease is left", || outside.leases() == 0);
     };
     // The first bring the library's threads and the allocator's memory.
     Session::connect("memory:first", Options::default()).wait().unwrap();

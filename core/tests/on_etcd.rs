@@ -154,20 +154,8 @@ fn many_rounds_leave_etcds_index_small() {
     for _ in 0..200 {
         mutex.lock().unwrap().unlock().unwrap();
     }
-    let events = outside.runtime.block_on(async {
-        let from_the_start = etcd_client::WatchOptions::new().with_prefix().with_start_revision(first + 1);
-        let mut stream = outside.client.watch("index", Some(from_the_start)).await.unwrap();
-        let mut keys = std::collections::BTreeSet::new();
-        let mut events = 0;
-        while events < 400 {
-            for event in stream.message().await.unwrap().unwrap().events() {
-                keys.insert(event.kv().unwrap().key().to_vec());
-                events += 1;
-            }
-        }
-        keys
-    });
-    assert!(events.len() <= 2, "{} keys for 200 rounds", events.len());
+    let keys: std::collections::BTreeSet<_> = outside.changed_since("index", first + 1, 400).into_iter().collect();
+    assert!(keys.len() <= 2, "{} keys for 200 rounds", keys.len());
 }
 
 // ---- several processes ---------------------------------------------------------------------
@@ -420,8 +408,7 @@ fn row_20_a_full_database_is_a_clear_error_and_leaves_nothing() {
     let hold = session.mutex("full").unwrap().lock().unwrap();
     let block = vec![b'x'; 200_000];
     for n in 0..200 {
-        let put = outside.client.put(format!("block/{n}"), block.clone(), None);
-        if outside.runtime.block_on(put).is_err() {
+        if outside.put(&format!("block/{n}"), block.clone()).is_err() {
             break;
         }
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use etcdlock::ErrorKind;
 use etcdlock::blocking::{Hold, Session};
 use etcdlock_rig::{Cluster, Direction, Etcd, Fault};
-use outside::{LONG, Outside, connect, connect_nth, deletions, until};
+use outside::{Gaps, LONG, Outside, connect, connect_nth, deletions, until};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -270,7 +270,8 @@ fn members_of_one(number: usize, faults: usize) -> (usize, usize) {
             }
         }
         let before = lost.load(Ordering::Relaxed);
-        let gap = gap_while(&cluster_endpoints(&cluster), || {
+        let gaps = Gaps::watch(&cluster);
+        {
             let leader = cluster.wait_for_leader();
             let member = if fault % 2 == 0 { leader } else { (leader + 1) % 3 };
             match fault / 2 % 5 {
@@ -300,7 +301,8 @@ fn members_of_one(number: usize, faults: usize) -> (usize, usize) {
             cluster.heal();
             cluster.wait_until_healthy(member);
             std::thread::sleep(Duration::from_millis(1500));
-        });
+        }
+        let gap = gaps.longest();
         let now = (lost.load(Ordering::Relaxed) - before) as usize;
         if now > 0 && gap > Duration::from_millis(2500) {
             excused += now;
@@ -312,49 +314,6 @@ fn members_of_one(number: usize, faults: usize) -> (usize, usize) {
         }
     }
     (sum, excused)
-}
-
-fn cluster_endpoints(cluster: &Cluster) -> Vec<String> {
-    (0..3).map(|member| cluster.direct_endpoint(member)).collect()
-}
-
-/// The longest time in which nothing was committed while this ran, by somebody who tries all the time.
-fn gap_while(endpoints: &[String], run: impl FnOnce()) -> Duration {
-    let (stop, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Duration::ZERO)));
-    let trying = {
-        let (stop, longest, endpoints) = (stop.clone(), longest.clone(), endpoints.to_vec());
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut clients = Vec::new();
-                for endpoint in &endpoints {
-                    clients.push(etcd_client::Client::connect([endpoint], None).await.unwrap());
-                }
-                let [a, b, c] = &mut clients[..] else { return };
-                let mut last = Instant::now();
-                while !stop.load(Ordering::Relaxed) {
-                    let limit = Duration::from_millis(300);
-                    let puts = tokio::join!(
-                        tokio::time::timeout(limit, a.put("gap", "", None)),
-                        tokio::time::timeout(limit, b.put("gap", "", None)),
-                        tokio::time::timeout(limit, c.put("gap", "", None)),
-                    );
-                    {
-                        let mut longest = longest.lock().unwrap();
-                        *longest = (*longest).max(last.elapsed());
-                    }
-                    if [puts.0, puts.1, puts.2].iter().any(|put| matches!(put, Ok(Ok(_)))) {
-                        last = Instant::now();
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            });
-        })
-    };
-    run();
-    stop.store(true, Ordering::Relaxed);
-    trying.join().unwrap();
-    *longest.lock().unwrap()
 }
 
 // ---- beside Go -----------------------------------------------------------------------------

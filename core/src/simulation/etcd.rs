@@ -131,13 +131,14 @@ impl Etcd {
     }
 
     fn holds(&self, compare: &Compare) -> bool {
-        let of = |kv: Option<&KeyValue>| match compare.target {
-            0 => (kv.map_or(0, |kv| kv.version), compare.version),
-            1 => (kv.map_or(0, |kv| kv.create_revision), compare.create_revision),
-            2 => (kv.map_or(0, |kv| kv.mod_revision), compare.mod_revision),
-            other => panic!("comparing {other} is not simulated"),
+        let of = |kv: Option<&KeyValue>| match (compare.target, compare.with) {
+            (0, Some(With::Version(wanted))) => (kv.map_or(0, |kv| kv.version), wanted),
+            (1, Some(With::CreateRevision(wanted))) => (kv.map_or(0, |kv| kv.create_revision), wanted),
+            (2, Some(With::ModRevision(wanted))) => (kv.map_or(0, |kv| kv.mod_revision), wanted),
+            (4, Some(With::Lease(wanted))) => (kv.map_or(0, |kv| kv.lease), wanted),
+            other => panic!("comparing {other:?} is not simulated"),
         };
-        let holds = |(is, wanted): (i64, i64)| match compare.result {
+        let holds = |(is, wanted): (i64, i64)| match compare.sign {
             0 => is == wanted,
             1 => is > wanted,
             2 => is < wanted,

@@ -557,8 +557,8 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn channel(self) -> etcd_client::Channel {
-        etcd_client::Channel::Custom(tower::util::BoxCloneSyncService::new(tower::service_fn(move |request| {
+    pub(super) fn channel(self) -> Channel {
+        Channel::new(tower::service_fn(move |request| {
             let (answer, answered) = oneshot::channel();
             // Not the process's task: what is on its way stays on its way.
             tokio::spawn(self.clone().carry(request, answer));
@@ -569,7 +569,7 @@ impl Wire {
                     Err(_) => std::future::pending().await,
                 }
             }
-        })))
+        }))
     }
 
     async fn carry(self, request: Request<Body>, answer: oneshot::Sender<Answer>) {

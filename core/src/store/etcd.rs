@@ -1,6 +1,7 @@
 //! The protocol on etcd: every step of the lock is one transaction. docs/protocol.md says the same
 //! in words.
 
+pub(crate) mod api;
 mod batch;
 mod members;
 mod transport;
@@ -9,11 +10,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
-    TxnResponse,
-};
-
+use self::api::{Client, Compare, KeyValue, RangeRequest, RangeResponse, RequestOp, Sign, TxnRequest, TxnResponse};
 use self::batch::{Answer, Batches};
 use self::members::{Members, Role};
 use self::watch::Watches;
@@ -39,25 +36,29 @@ impl EtcdStore {
         EtcdStore { watches: Watches::new(members.clone(), env), batches, members }
     }
 
-    async fn txn_at(&self, role: Role, txn: Txn) -> Result<TxnResponse, Trouble> {
+    async fn txn_at(&self, role: Role, txn: TxnRequest) -> Result<TxnResponse, Trouble> {
         let limit = self.members.request_limit();
-        self.members.call(role, limit, |client| async move { client.kv_client().txn(txn).await }).await
+        self.members.call(role, limit, |client| async move { client.txn(txn).await }).await
+    }
+
+    async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Trouble> {
+        let limit = self.members.request_limit();
+        self.members.call(Role::Queue, limit, |client| async move { client.range(range).await }).await
     }
 
     /// A look as the queue stands now, or, at the member of the watches, as that member has it.
     async fn look_at(&self, ticket: &Ticket, token: Revision, role: Role) -> Result<Look, Trouble> {
-        let as_it_has_it = |options: GetOptions| if role == Role::Watch { options.with_serializable() } else { options };
+        let serializable = role == Role::Watch;
         // A limit of 0 is none: for a queue in which keys of nested locks take the places.
         for limit in [NEAR as i64 + 1, 0] {
-            let mine = TxnOp::get(ticket.key.as_str(), Some(as_it_has_it(GetOptions::new().with_keys_only())));
-            let older = GetOptions::new().with_prefix().with_keys_only().with_limit(limit);
-            let older = older.with_max_create_revision(token - 1).with_sort(SortTarget::Create, SortOrder::Descend);
-            let older = TxnOp::get(prefix(&ticket.name), Some(as_it_has_it(older)));
-            let answer = self.txn_at(role, Txn::new().and_then([mine, older])).await?;
-            let mut reads = reads(&answer);
+            let mine = RangeRequest { serializable, ..RangeRequest::key(&*ticket.key).keys_only() };
+            let older = RangeRequest::prefix(&prefix(&ticket.name)).keys_only().limit(limit).newest_first();
+            let older = RangeRequest { serializable, max_create_revision: token - 1, ..older };
+            let answer = self.txn_at(role, TxnRequest::default().and_then([mine.into(), older.into()])).await?;
+            let mut reads = answer.reads();
             let mine = next_read(&mut reads)?;
-            if let Some(keys) = nearest(&next_read(&mut reads)?, &ticket.name) {
-                let present = mine.kvs().first().is_some_and(|kv| kv.create_revision() == token);
+            if let Some(keys) = nearest(next_read(&mut reads)?, &ticket.name) {
+                let present = mine.kvs.first().is_some_and(|kv| kv.create_revision == token);
                 return Ok(Look { present, ahead: Ahead { revision: revision_of(&answer)?, keys: Some(keys) } });
             }
         }
@@ -75,84 +76,76 @@ fn void_key(ticket: &Ticket) -> String {
     format!("{}.void-{}", ticket.name, entry.trim_start_matches('/'))
 }
 
-fn get_key(key: &str) -> TxnOp {
-    TxnOp::get(key, Some(GetOptions::new().with_keys_only()))
+fn get_key(key: &str) -> RequestOp {
+    RangeRequest::key(key).keys_only().into()
 }
 
 /// The end of the queue: the nearest ahead of a ticket that is put next in the same transaction.
-fn get_tail(name: &str) -> TxnOp {
-    let newest = GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 1);
-    TxnOp::get(prefix(name), Some(newest.with_sort(SortTarget::Create, SortOrder::Descend)))
+fn get_tail(name: &str) -> RequestOp {
+    RangeRequest::prefix(&prefix(name)).keys_only().limit(NEAR as i64 + 1).newest_first().into()
 }
 
 /// Some keys of the queue, in no order that matters: the cheapest way to see that it is not empty.
-fn get_some(name: &str) -> TxnOp {
-    TxnOp::get(prefix(name), Some(GetOptions::new().with_prefix().with_keys_only().with_limit(NEAR as i64 + 1)))
+fn get_some(name: &str) -> RequestOp {
+    RangeRequest::prefix(&prefix(name)).keys_only().limit(NEAR as i64 + 1).into()
 }
 
-fn put(ticket: &Ticket) -> TxnOp {
-    TxnOp::put(ticket.key.as_str(), &*ticket.value, Some(PutOptions::new().with_lease(ticket.lease)))
+fn put(ticket: &Ticket) -> RequestOp {
+    RequestOp::put(&*ticket.key, &*ticket.value, ticket.lease)
 }
 
 fn revision_of(answer: &TxnResponse) -> Result<Revision, Trouble> {
-    answer.header().map(|header| header.revision()).ok_or_else(|| odd("no header"))
+    answer.header.map(|header| header.revision).ok_or_else(|| odd("no header"))
 }
 
 fn odd(what: &str) -> Trouble {
     Trouble::Unavailable(format!("etcd's answer makes no sense: {what}"))
 }
 
-/// The reads in an answer, in their order.
-fn reads(answer: &TxnResponse) -> impl Iterator<Item = GetResponse> {
-    answer.op_responses().into_iter().filter_map(|op| match op {
-        TxnOpResponse::Get(read) => Some(read),
-        _ => None,
-    })
-}
-
-fn next_read(reads: &mut impl Iterator<Item = GetResponse>) -> Result<GetResponse, Trouble> {
+fn next_read<'a>(reads: &mut impl Iterator<Item = &'a RangeResponse>) -> Result<&'a RangeResponse, Trouble> {
     reads.next().ok_or_else(|| odd("a read is missing"))
 }
 
 fn key_of(kv: &KeyValue) -> String {
-    String::from_utf8_lossy(kv.key()).into_owned()
+    String::from_utf8_lossy(&kv.key).into_owned()
 }
 
 fn entry_of(kv: &KeyValue) -> Entry {
-    Entry { key: key_of(kv), revision: kv.create_revision(), value: kv.value().to_vec() }
+    Entry { key: key_of(kv), revision: kv.create_revision, value: kv.value.clone() }
 }
 
 /// The contenders in a read of at most `NEAR + 1` keys, the newest first; `None` if keys that are
 /// none took their places.
-fn nearest(read: &GetResponse, name: &str) -> Option<Vec<String>> {
-    let keys: Vec<_> = read.kvs().iter().filter(|kv| is_contender(name, kv.key())).take(NEAR + 1).map(key_of).collect();
-    (keys.len() > NEAR || !read.more()).then_some(keys)
+fn nearest(read: &RangeResponse, name: &str) -> Option<Vec<String>> {
+    let keys: Vec<_> = read.kvs.iter().filter(|kv| is_contender(name, &kv.key)).take(NEAR + 1).map(key_of).collect();
+    (keys.len() > NEAR || !read.more).then_some(keys)
 }
 
 impl Store for EtcdStore {
     fn open_lease(&self, ttl_seconds: i64) -> Reply<'_, (LeaseId, Duration)> {
         Box::pin(async move {
             let limit = self.members.request_limit();
-            let grant = |client: Arc<etcd_client::Client>| async move { client.lease_client().grant(ttl_seconds, None).await };
+            let grant = |client: Arc<Client>| async move { client.grant(ttl_seconds).await };
             let granted = self.members.call(Role::Queue, limit, grant).await?;
-            Ok((granted.id(), Duration::from_secs(granted.ttl().unsigned_abs())))
+            Ok((granted.id, Duration::from_secs(granted.ttl.unsigned_abs())))
         })
     }
 
     fn renew_lease(&self, lease: LeaseId, limit: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
-            // A stream for one renewal: nothing to rebuild when it breaks, and each may go to
-            // another member. The client checks the TTL in the answer, which is always the granted
-            // one (`Renew` in etcd's lessor.go).
-            let renew = |client: Arc<etcd_client::Client>| async move { client.lease_client().keep_alive(lease).await };
-            self.members.call_any(limit, renew).await.map(|_| ())
+            // The TTL in the answer is always the granted one (`Renew` in etcd's lessor.go), or 0.
+            let renew = |client: Arc<Client>| async move { client.renew(lease).await };
+            match self.members.call_any(limit, renew).await? {
+                renewed if renewed.ttl > 0 => Ok(()),
+                _ => Err(Trouble::LeaseGone),
+            }
         })
     }
 
     fn close_lease(&self, lease: LeaseId) -> Reply<'_, ()> {
         Box::pin(async move {
             let limit = self.members.request_limit();
-            let revoke = |client: Arc<etcd_client::Client>| async move { client.lease_client().revoke(lease).await };
+            let revoke = |client: Arc<Client>| async move { client.revoke(lease).await };
             match self.members.call(Role::Queue, limit, revoke).await {
                 Ok(_) | Err(Trouble::LeaseGone) => Ok(()),
                 Err(trouble) => Err(trouble),
@@ -162,25 +155,24 @@ impl Store for EtcdStore {
 
     fn enter<'a>(&'a self, ticket: &'a Ticket) -> Reply<'a, Entered> {
         Box::pin(async move {
-            let unused = Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, 0);
-            let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
+            let unused = Compare::create_revision(&*ticket.key, Sign::Equal, 0);
+            let not_void = Compare::create_revision(void_key(ticket), Sign::Equal, 0);
             let Answer { revision, response: answer } = self
                 .batches
                 .send(
                     &ticket.name,
-                    Txn::new()
-                        .when([unused, not_void])
+                    TxnRequest::when([unused, not_void])
                         .and_then([get_tail(&ticket.name), put(ticket)])
                         .or_else([get_key(&ticket.key)]),
                 )
                 .await?;
-            let read = next_read(&mut reads(&answer))?;
-            if answer.succeeded() {
-                return Ok(Entered { token: revision, ahead: Ahead { revision, keys: nearest(&read, &ticket.name) } });
+            let read = next_read(&mut answer.reads())?;
+            if answer.succeeded {
+                return Ok(Entered { token: revision, ahead: Ahead { revision, keys: nearest(read, &ticket.name) } });
             }
             // An earlier copy of this request was applied.
-            let mine = read.kvs().first().ok_or(Trouble::Refused("this entry was given up".into()))?;
-            Ok(Entered { token: mine.create_revision(), ahead: Ahead { revision, keys: None } })
+            let mine = read.kvs.first().ok_or(Trouble::Refused("this entry was given up".into()))?;
+            Ok(Entered { token: mine.create_revision, ahead: Ahead { revision, keys: None } })
         })
     }
 
@@ -188,28 +180,27 @@ impl Store for EtcdStore {
         Box::pin(async move {
             // A comparison over a range holds if it holds for every key, and an empty range compares
             // as zero.
-            let nobody = Compare::create_revision(prefix(&ticket.name), CompareOp::Equal, 0).with_prefix();
-            let not_void = Compare::create_revision(void_key(ticket), CompareOp::Equal, 0);
+            let nobody = Compare::create_revision(prefix(&ticket.name), Sign::Equal, 0).of_all_below();
+            let not_void = Compare::create_revision(void_key(ticket), Sign::Equal, 0);
             let Answer { revision, response: answer } = self
                 .batches
                 .send(
                     &ticket.name,
-                    Txn::new()
-                        .when([nobody, not_void])
+                    TxnRequest::when([nobody, not_void])
                         .and_then([put(ticket)])
                         .or_else([get_some(&ticket.name), get_key(&ticket.key)]),
                 )
                 .await?;
-            if answer.succeeded() {
+            if answer.succeeded {
                 return Ok(Some(Entered { token: revision, ahead: Ahead { revision, keys: Some(Vec::new()) } }));
             }
-            let mut reads = reads(&answer);
+            let mut reads = answer.reads();
             let some = next_read(&mut reads)?;
-            if let Some(mine) = next_read(&mut reads)?.kvs().first() {
+            if let Some(mine) = next_read(&mut reads)?.kvs.first() {
                 // An earlier copy of this request was applied.
-                return Ok(Some(Entered { token: mine.create_revision(), ahead: Ahead { revision, keys: None } }));
+                return Ok(Some(Entered { token: mine.create_revision, ahead: Ahead { revision, keys: None } }));
             }
-            if some.kvs().iter().any(|kv| is_contender(&ticket.name, kv.key())) {
+            if some.kvs.iter().any(|kv| is_contender(&ticket.name, &kv.key)) {
                 return Ok(None);
             }
             // Only keys of nested locks: the comparison cannot tell, so take a place to find out.
@@ -230,37 +221,37 @@ impl Store for EtcdStore {
             let Leaving { ticket, token, void, next } = leaving;
             let mine = match token {
                 Some(token) if !is_on(Sabotage::UnlockByName) => {
-                    Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token)
+                    Compare::create_revision(&*ticket.key, Sign::Equal, token)
                 }
-                _ => Compare::create_revision(ticket.key.as_str(), CompareOp::Greater, 0),
+                _ => Compare::create_revision(&*ticket.key, Sign::Greater, 0),
             };
             let mut conditions = vec![mine];
-            let mut present = vec![TxnOp::delete(ticket.key.as_str(), None)];
+            let mut present = vec![RequestOp::delete(&*ticket.key)];
             let mut absent = Vec::new();
             if let Some(next) = next {
-                conditions.push(Compare::create_revision(void_key(next), CompareOp::Equal, 0));
+                conditions.push(Compare::create_revision(void_key(next), Sign::Equal, 0));
                 present.extend([get_tail(&ticket.name), put(next)]);
                 absent.push(get_key(&next.key));
             }
             if void {
                 // It goes with the lease, like the entry that it keeps out.
-                let marker = TxnOp::put(void_key(ticket), "", Some(PutOptions::new().with_lease(ticket.lease)));
+                let marker = RequestOp::put(void_key(ticket), "", ticket.lease);
                 present.push(marker.clone());
                 absent.push(marker);
                 // Whatever is there now, a late copy of the entry has made it.
-                absent.push(TxnOp::delete(ticket.key.as_str(), None));
+                absent.push(RequestOp::delete(&*ticket.key));
             }
-            let txn = Txn::new().when(conditions).and_then(present).or_else(absent);
+            let txn = TxnRequest::when(conditions).and_then(present).or_else(absent);
             let Answer { revision, response: answer } = self.batches.send(&ticket.name, txn).await?;
-            let Some(next) = next else { return Ok(Left { was_present: answer.succeeded(), next: None }) };
+            let Some(next) = next else { return Ok(Left { was_present: answer.succeeded, next: None }) };
 
-            let read = next_read(&mut reads(&answer))?;
-            let (token, keys) = if answer.succeeded() {
-                (revision, nearest(&read, &next.name))
+            let read = next_read(&mut answer.reads())?;
+            let (token, keys) = if answer.succeeded {
+                (revision, nearest(read, &next.name))
             } else {
-                match read.kvs().first() {
+                match read.kvs.first() {
                     // An earlier copy of this request was applied.
-                    Some(kv) => (kv.create_revision(), None),
+                    Some(kv) => (kv.create_revision, None),
                     None => return Ok(Left { was_present: false, next: None }),
                 }
             };
@@ -288,38 +279,33 @@ impl Store for EtcdStore {
 
     fn guarded<'a>(&'a self, ticket: &'a Ticket, token: Revision, what: &'a Guarded) -> Reply<'a, GuardedAnswer> {
         Box::pin(async move {
-            let owner = Compare::create_revision(ticket.key.as_str(), CompareOp::Equal, token);
+            let owner = Compare::create_revision(&*ticket.key, Sign::Equal, token);
             let op = match what {
-                Guarded::Put { key, value } => TxnOp::put(key.clone(), value.clone(), None),
-                Guarded::Get { key } => TxnOp::get(key.clone(), None),
-                Guarded::Delete { key } => TxnOp::delete(key.clone(), None),
+                Guarded::Put { key, value } => RequestOp::put(&**key, &**value, 0),
+                Guarded::Get { key } => RangeRequest::key(&**key).into(),
+                Guarded::Delete { key } => RequestOp::delete(&**key),
             };
-            let answer = self.txn_at(Role::Queue, Txn::new().when([owner]).and_then([op])).await?;
-            if !answer.succeeded() {
+            let answer = self.txn_at(Role::Queue, TxnRequest::when([owner]).and_then([op])).await?;
+            if !answer.succeeded {
                 return Ok(GuardedAnswer::NotOwner);
             }
-            let value = reads(&answer).next().and_then(|read| read.kvs().first().map(|kv| kv.value().to_vec()));
+            let value = answer.reads().next().and_then(|read| read.kvs.first().map(|kv| kv.value.clone()));
             Ok(GuardedAnswer::Applied(value))
         })
     }
 
     fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
-            let all = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend);
-            let read = |client: Arc<etcd_client::Client>| async move { client.kv_client().get(prefix(name), Some(all)).await };
-            let queue = self.members.call(Role::Queue, self.members.request_limit(), read).await?;
-            let contenders = queue.kvs().iter().filter(|kv| is_contender(name, kv.key()));
+            let queue = self.range(RangeRequest::prefix(&prefix(name)).oldest_first()).await?;
+            let contenders = queue.kvs.iter().filter(|kv| is_contender(name, &kv.key));
             Ok(contenders.map(entry_of).collect())
         })
     }
 
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
-            let sorted = GetOptions::new().with_sort(SortTarget::Create, SortOrder::Ascend);
-            let all = if prefix.is_empty() { sorted.with_all_keys() } else { sorted.with_prefix() };
-            let read = |client: Arc<etcd_client::Client>| async move { client.kv_client().get(prefix, Some(all)).await };
-            let keys = self.members.call(Role::Queue, self.members.request_limit(), read).await?;
-            let contenders = keys.kvs().iter().filter(|kv| kv.lease() != 0).map(entry_of);
+            let keys = self.range(RangeRequest::prefix(prefix).oldest_first()).await?;
+            let contenders = keys.kvs.iter().filter(|kv| kv.lease != 0).map(entry_of);
             Ok(contenders.filter(|entry| name_of_contender(&entry.key).is_some()).collect())
         })
     }

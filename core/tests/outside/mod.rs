@@ -2,15 +2,24 @@
 
 #![allow(clippy::unwrap_used, dead_code, unreachable_pub)]
 
+#[path = "../../src/store/etcd/api.rs"]
+mod api;
+
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, ConnectOptions, DeleteOptions, EventType, GetOptions, WatchOptions};
+use api::{Client, Event, HeaderOnly, RangeRequest, RequestOp, TxnRequest, WatchCreate, WatchRequest, end_of_prefix};
 use etcdlock::blocking::{Hold, Session};
 use etcdlock::{Loss, Options};
-use etcdlock_rig::Etcd;
+use etcdlock_rig::{Cluster, Etcd};
+use prost::Message;
+use tokio_stream::StreamExt;
+use tonic::Status;
+use tonic::transport::Endpoint;
+use tower::ServiceExt;
 
 /// Only a hang takes this long.
 pub const LONG: Duration = Duration::from_secs(30);
@@ -37,7 +46,7 @@ pub fn connect_nth(target: &str, ttl: u64, n: usize) -> Session {
 
 pub struct Outside {
     pub runtime: tokio::runtime::Runtime,
-    pub client: Client,
+    client: Client,
 }
 
 impl Outside {
@@ -45,39 +54,246 @@ impl Outside {
         Self::at(&etcd.endpoint(), None)
     }
 
-    pub fn at(endpoint: &str, options: Option<ConnectOptions>) -> Outside {
+    pub fn at(endpoint: &str, user: Option<(&str, &str)>) -> Outside {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = runtime.block_on(Client::connect([endpoint], options)).unwrap();
+        let client = runtime.block_on(client(endpoint, user)).unwrap();
         Outside { runtime, client }
     }
 
-    pub fn revision(&mut self) -> i64 {
-        self.runtime.block_on(self.client.get("x", None)).unwrap().header().unwrap().revision()
+    fn read(&self, range: RangeRequest) -> api::RangeResponse {
+        self.runtime.block_on(self.client.range(range)).unwrap()
+    }
+
+    /// A request of which only matters whether it was granted, by its path in etcd's protocol.
+    pub fn tell(&self, path: &'static str, request: impl Message + Clone + 'static) -> Result<(), Status> {
+        self.runtime.block_on(self.client.ask::<_, HeaderOnly>(path, request)).map(drop)
+    }
+
+    pub fn revision(&self) -> i64 {
+        self.read(RangeRequest::key("x")).header.unwrap().revision
     }
 
     /// Keys under a prefix, with their leases, oldest first.
-    pub fn keys(&mut self, prefix: &str) -> Vec<(String, i64)> {
+    pub fn keys(&self, prefix: &str) -> Vec<(String, i64)> {
         self.keys_with_tokens(prefix).into_iter().map(|(key, lease, _)| (key, lease)).collect()
     }
 
-    pub fn keys_with_tokens(&mut self, prefix: &str) -> Vec<(String, i64, i64)> {
-        let answer = self.runtime.block_on(self.client.get(prefix, Some(GetOptions::new().with_prefix()))).unwrap();
-        let mut kvs = answer.kvs().to_vec();
-        kvs.sort_by_key(|kv| kv.create_revision());
-        kvs.iter().map(|kv| (kv.key_str().unwrap().to_owned(), kv.lease(), kv.create_revision())).collect()
+    pub fn keys_with_tokens(&self, prefix: &str) -> Vec<(String, i64, i64)> {
+        let read = self.read(RangeRequest::prefix(prefix).oldest_first());
+        read.kvs.into_iter().map(|kv| (String::from_utf8(kv.key).unwrap(), kv.lease, kv.create_revision)).collect()
     }
 
-    pub fn value(&mut self, key: &str) -> Option<String> {
-        let answer = self.runtime.block_on(self.client.get(key, None)).unwrap();
-        answer.kvs().first().map(|kv| kv.value_str().unwrap().to_owned())
+    pub fn value(&self, key: &str) -> Option<String> {
+        self.read(RangeRequest::key(key)).kvs.pop().map(|kv| String::from_utf8(kv.value).unwrap())
     }
 
-    pub fn delete_all(&mut self, prefix: &str) {
-        self.runtime.block_on(self.client.delete(prefix, Some(DeleteOptions::new().with_prefix()))).unwrap();
+    pub fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<(), Status> {
+        self.runtime.block_on(put(&self.client, key, value))
     }
 
-    pub fn revoke(&mut self, lease: i64) {
-        self.runtime.block_on(self.client.lease_revoke(lease)).unwrap();
+    pub fn delete_all(&self, prefix: &str) {
+        let range = api::DeleteRequest { key: prefix.into(), range_end: end_of_prefix(prefix.as_bytes()) };
+        self.tell("/etcdserverpb.KV/DeleteRange", range).unwrap();
+    }
+
+    pub fn revoke(&self, lease: i64) {
+        self.runtime.block_on(self.client.revoke(lease)).unwrap();
+    }
+
+    pub fn leases(&self) -> usize {
+        let answer = self.client.ask::<_, Leases>("/etcdserverpb.Lease/LeaseLeases", HeaderOnly::default());
+        self.runtime.block_on(answer).unwrap().leases.len()
+    }
+
+    /// Forgets all history before a revision.
+    pub fn compact(&self, revision: i64) {
+        self.tell("/etcdserverpb.KV/Compact", Compaction { revision }).unwrap();
+    }
+
+    /// Keys with a prefix that have been changed since a revision, one for each of `count` changes.
+    pub fn changed_since(&self, prefix: &str, start_revision: i64, count: usize) -> Vec<Vec<u8>> {
+        let create = WatchCreate { start_revision, ..below(prefix) };
+        self.runtime.block_on(async {
+            let mut keys = Vec::new();
+            let mut events = self.client.watch(orders(create)).await.unwrap();
+            while keys.len() < count {
+                let answer = events.message().await.unwrap().unwrap();
+                keys.extend(answer.events.into_iter().map(|event| event.kv.unwrap().key));
+            }
+            keys
+        })
+    }
+}
+
+/// Users and roles.
+impl Outside {
+    pub fn try_to_add_user(&self, name: &str, password: &str) -> Result<(), Status> {
+        self.tell("/etcdserverpb.Auth/UserAdd", Two::new(name, password))
+    }
+
+    pub fn add_user(&self, name: &str, password: &str, role: &str) {
+        self.try_to_add_user(name, password).unwrap();
+        self.tell("/etcdserverpb.Auth/UserGrantRole", Two::new(name, role)).unwrap();
+    }
+
+    pub fn delete_user(&self, name: &str) {
+        self.tell("/etcdserverpb.Auth/UserDelete", Two::new(name, "")).unwrap();
+    }
+
+    pub fn change_password(&self, name: &str, password: &str) {
+        self.tell("/etcdserverpb.Auth/UserChangePassword", Two::new(name, password)).unwrap();
+    }
+
+    /// A role that may read and write everything with a prefix.
+    pub fn add_role(&self, role: &str, prefix: &str) {
+        self.tell("/etcdserverpb.Auth/RoleAdd", Two::new(role, "")).unwrap();
+        self.grant_to_role(role, prefix);
+    }
+
+    pub fn grant_to_role(&self, role: &str, prefix: &str) {
+        const READ_AND_WRITE: i32 = 2;
+        let permission = Permission { kind: READ_AND_WRITE, key: prefix.into(), range_end: end_of_prefix(prefix.as_bytes()) };
+        let grant = Grant { role: role.to_owned(), permission: Some(permission) };
+        self.tell("/etcdserverpb.Auth/RoleGrantPermission", grant).unwrap();
+    }
+
+    pub fn revoke_from_role(&self, role: &str, prefix: &str) {
+        let range_end = end_of_prefix(prefix.as_bytes());
+        let revoke = Revoke { role: role.to_owned(), key: prefix.into(), range_end };
+        self.tell("/etcdserverpb.Auth/RoleRevokePermission", revoke).unwrap();
+    }
+
+    /// The user `root` with the role `root` is there already.
+    pub fn enable_auth(&self) {
+        self.tell("/etcdserverpb.Auth/AuthEnable", HeaderOnly::default()).unwrap();
+    }
+
+    pub fn disable_auth(&self) {
+        self.tell("/etcdserverpb.Auth/AuthDisable", HeaderOnly::default()).unwrap();
+    }
+}
+
+/// Whatever is told with two words: a user and its password, or its role.
+#[derive(Clone, PartialEq, Message)]
+struct Two {
+    #[prost(string, tag = "1")]
+    first: String,
+    #[prost(string, tag = "2")]
+    second: String,
+}
+
+impl Two {
+    fn new(first: &str, second: &str) -> Two {
+        Two { first: first.to_owned(), second: second.to_owned() }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Grant {
+    #[prost(string, tag = "1")]
+    role: String,
+    #[prost(message, optional, tag = "2")]
+    permission: Option<Permission>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Permission {
+    #[prost(int32, tag = "1")]
+    kind: i32,
+    #[prost(bytes = "vec", tag = "2")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    range_end: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Revoke {
+    #[prost(string, tag = "1")]
+    role: String,
+    #[prost(bytes = "vec", tag = "2")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    range_end: Vec<u8>,
+}
+
+/// A client of the tests' own, which asks one member.
+async fn client(endpoint: &str, user: Option<(&str, &str)>) -> Result<Client, Status> {
+    let channel = Endpoint::from_shared(format!("http://{endpoint}")).unwrap().connect_lazy();
+    let channel = api::Channel::new(channel.map_err(|error| Status::from_error(error.into())));
+    Client::connect(channel, user.map(|(name, password)| (name.to_owned(), password.to_owned()))).await
+}
+
+async fn put(client: &Client, key: &str, value: impl Into<Vec<u8>>) -> Result<(), Status> {
+    client.txn(TxnRequest::default().and_then([RequestOp::put(key, value, 0)])).await.map(drop)
+}
+
+fn below(prefix: &str) -> WatchCreate {
+    WatchCreate { key: prefix.into(), range_end: end_of_prefix(prefix.as_bytes()), watch_id: 1, ..Default::default() }
+}
+
+/// One watch, for as long as its stream.
+fn orders(create: WatchCreate) -> impl tokio_stream::Stream<Item = WatchRequest> + Send + 'static {
+    tokio_stream::once(WatchRequest::create(create)).chain(tokio_stream::pending())
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Leases {
+    #[prost(message, repeated, tag = "2")]
+    leases: Vec<HeaderOnly>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Compaction {
+    #[prost(int64, tag = "1")]
+    revision: i64,
+}
+
+/// The longest time in which a cluster committed nothing, as somebody sees who tries all the time.
+pub struct Gaps {
+    longest: Arc<Mutex<Duration>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Gaps {
+    pub fn watch(cluster: &Cluster) -> Gaps {
+        let gaps = Gaps { longest: Arc::default(), stop: Arc::default() };
+        let (longest, stop) = (gaps.longest.clone(), gaps.stop.clone());
+        let endpoints: Vec<_> = (0..3).map(|member| cluster.direct_endpoint(member)).collect();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut clients = Vec::new();
+                for endpoint in &endpoints {
+                    clients.push(client(endpoint, None).await.unwrap());
+                }
+                let [a, b, c] = &clients[..] else { unreachable!() };
+                let mut last = Instant::now();
+                while !stop.load(Ordering::Relaxed) {
+                    // All at once: whichever answers.
+                    let limit = Duration::from_millis(300);
+                    let (a, b, c) = tokio::join!(
+                        tokio::time::timeout(limit, put(a, "gap", "")),
+                        tokio::time::timeout(limit, put(b, "gap", "")),
+                        tokio::time::timeout(limit, put(c, "gap", "")),
+                    );
+                    let committed = [a, b, c].into_iter().any(|put| matches!(put, Ok(Ok(_))));
+                    {
+                        let mut longest = longest.lock().unwrap();
+                        *longest = (*longest).max(last.elapsed());
+                    }
+                    if committed {
+                        last = Instant::now();
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+        });
+        gaps
+    }
+
+    pub fn longest(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        *self.longest.lock().unwrap()
     }
 }
 
@@ -88,14 +304,13 @@ pub fn deletions(endpoint: &str, prefix: &str) -> mpsc::Receiver<(String, Instan
     let (ready, is_ready) = mpsc::channel();
     let (endpoint, prefix) = (endpoint.to_owned(), prefix.to_owned());
     std::thread::spawn(move || {
-        let mut outside = Outside::at(&endpoint, None);
+        let outside = Outside::at(&endpoint, None);
         outside.runtime.block_on(async {
-            let mut stream = outside.client.watch(prefix, Some(WatchOptions::new().with_prefix())).await.unwrap();
+            let mut answers = outside.client.watch(orders(below(&prefix))).await.unwrap();
             ready.send(()).unwrap();
-            while let Ok(Some(answer)) = stream.message().await {
-                for event in answer.events().iter().filter(|event| event.event_type() == EventType::Delete) {
-                    let key = event.kv().unwrap().key_str().unwrap().to_owned();
-                    if tx.send((key, Instant::now())).is_err() {
+            while let Ok(Some(answer)) = answers.message().await {
+                for Event { kv, .. } in answer.events.into_iter().filter(Event::is_delete) {
+                    if tx.send((String::from_utf8(kv.unwrap().key).unwrap(), Instant::now())).is_err() {
                         return;
                     }
                 }

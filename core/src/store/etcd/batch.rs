@@ -6,9 +6,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use etcd_client::{Txn, TxnOp, TxnOpResponse, TxnResponse};
 use tokio::sync::oneshot;
 
+use super::api::{OpAnswer, RequestOp, TxnRequest, TxnResponse};
 use super::members::{Members, Role};
 use super::odd;
 use crate::runtime::Env;
@@ -41,7 +41,7 @@ struct State {
 
 struct Request {
     name: Arc<str>,
-    txn: Txn,
+    txn: TxnRequest,
     reply: oneshot::Sender<Answered>,
 }
 
@@ -64,9 +64,9 @@ impl Batches {
     }
 
     /// Sends a transaction about the queue of a name, alone or with those of other names.
-    pub(super) async fn send(self: &Arc<Self>, name: &Arc<str>, txn: Txn) -> Answered {
+    pub(super) async fn send(self: &Arc<Self>, name: &Arc<str>, txn: TxnRequest) -> Answered {
         enum Way {
-            Alone(Slot, Txn),
+            Alone(Slot, TxnRequest),
             Together(oneshot::Receiver<Answered>),
         }
         let way = {
@@ -113,9 +113,9 @@ impl Batches {
         batch
     }
 
-    pub(super) async fn send_alone(&self, txn: Txn) -> Answered {
+    pub(super) async fn send_alone(&self, txn: TxnRequest) -> Answered {
         let limit = self.members.request_limit();
-        let response = self.members.call(Role::Queue, limit, |client| async move { client.kv_client().txn(txn).await }).await?;
+        let response = self.members.call(Role::Queue, limit, |client| async move { client.txn(txn).await }).await?;
         Ok(Answer { revision: super::revision_of(&response)?, response })
     }
 
@@ -123,16 +123,16 @@ impl Batches {
         let together = match &batch[..] {
             [_] => None,
             several => {
-                let all: Vec<_> = several.iter().map(|request| TxnOp::txn(request.txn.clone())).collect();
-                Some(self.send_alone(Txn::new().and_then(all)).await)
+                let all: Vec<_> = several.iter().map(|request| RequestOp::txn(request.txn.clone())).collect();
+                Some(self.send_alone(TxnRequest::default().and_then(all)).await)
             }
         };
         match together {
             Some(Ok(Answer { revision, response })) => {
-                let mut answers = response.op_responses().into_iter();
+                let mut answers = response.responses.into_iter().map(|one| one.op);
                 for request in batch {
                     let _ = request.reply.send(match answers.next() {
-                        Some(TxnOpResponse::Txn(response)) => Ok(Answer { revision, response }),
+                        Some(Some(OpAnswer::Txn(response))) => Ok(Answer { revision, response }),
                         _ => Err(odd("an answer is missing")),
                     });
                 }

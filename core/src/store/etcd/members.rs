@@ -1,7 +1,7 @@
 //! One client per etcd member, and which of them to ask.
 //!
-//! etcd-client's own balancing has no idea of a silent member, so every request here goes to one
-//! member within a time limit, and a member that fails is set aside for a while.
+//! A balancer has no idea of a silent member, so every request here goes to one member within a time
+//! limit, and a member that fails is set aside for a while.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
-use tonic::Code;
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+use tower::ServiceExt;
 
+use super::api::{Channel, Client};
 use super::{Reply, Trouble, transport};
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
@@ -115,7 +116,7 @@ impl Members {
         request: impl FnOnce(Arc<Client>) -> F,
     ) -> Result<T, Trouble>
     where
-        F: Future<Output = Result<T, etcd_client::Error>>,
+        F: Future<Output = Result<T, Status>>,
     {
         self.call_one(self.pick(role), limit, request).await
     }
@@ -127,7 +128,7 @@ impl Members {
     pub(super) async fn call_any<T, F>(&self, limit: Duration, request: impl Fn(Arc<Client>) -> F + Sync) -> Result<T, Trouble>
     where
         T: Send,
-        F: Future<Output = Result<T, etcd_client::Error>> + Send,
+        F: Future<Output = Result<T, Status>> + Send,
     {
         let first = self.pick(Role::Queue);
         let count = self.members.len();
@@ -180,7 +181,7 @@ impl Members {
         request: impl FnOnce(Arc<Client>) -> F,
     ) -> Result<T, Trouble>
     where
-        F: Future<Output = Result<T, etcd_client::Error>>,
+        F: Future<Output = Result<T, Status>>,
     {
         self.count_request();
         let url = &self.members[member].url;
@@ -188,12 +189,13 @@ impl Members {
         let answer = tokio::time::timeout(limit, async {
             let (client, is_new) = self.client(member).await?;
             used = Some((client.clone(), is_new));
+            let token = client.token().clone();
             match request(client.clone()).await {
-                Err(error) if is_old_auth_revision(&error) => {
-                    client.refresh_token().await?;
-                    Err(error)
+                Err(status) if is_old_auth_revision(&status) => {
+                    client.log_in(token).await?;
+                    Err(status.into())
                 }
-                answer => answer,
+                answer => answer.map_err(Failure::Status),
             }
         });
         let mut silent = false;
@@ -204,16 +206,16 @@ impl Members {
                 health.refuses_certificate = false;
                 return Ok(answer);
             }
-            Ok(Err(error)) => {
+            Ok(Err(failure)) => {
                 // The next request makes a connection from the start, with the certificates of then.
-                if let Some((used, _)) = used.as_ref().filter(|_| is_broken_connection(&error)) {
+                if let Some((used, _)) = used.as_ref().filter(|_| is_broken_connection(&failure)) {
                     self.drop_client(member, used);
                 }
                 // An old one connects again by itself, with the certificates of its time.
                 let is_new = used.is_none_or(|(_, is_new)| is_new);
-                match certificate_trouble(&error).filter(|_| is_new) {
+                match certificate_trouble(&failure).filter(|_| is_new) {
                     Some(why) => self.refused_certificate(member, format!("{url}: {why}")),
-                    None => trouble_from(url, &error),
+                    None => trouble_from(url, &failure),
                 }
             }
             Err(_) => {
@@ -288,7 +290,7 @@ impl Members {
     }
 
     /// The client of a member, and whether it has just been made.
-    async fn client(&self, member: usize) -> Result<(Arc<Client>, bool), etcd_client::Error> {
+    async fn client(&self, member: usize) -> Result<(Arc<Client>, bool), Failure> {
         let mut slot = self.members[member].client.lock().await;
         if let Some(client) = &*slot {
             return Ok((client.clone(), false));
@@ -298,7 +300,11 @@ impl Members {
         Ok((client, true))
     }
 
-    async fn connect(&self, member: &Member) -> Result<Client, etcd_client::Error> {
+    async fn connect(&self, member: &Member) -> Result<Client, Failure> {
+        Ok(Client::connect(self.channel(member).await?, self.connection.user.clone()).await?)
+    }
+
+    async fn channel(&self, member: &Member) -> Result<Channel, Failure> {
         let url = member.url.as_str();
         let mut endpoint = Endpoint::from_shared(url.to_owned())?
             .connect_timeout(CONNECT_LIMIT)
@@ -306,15 +312,14 @@ impl Members {
             .keep_alive_timeout(CONNECT_LIMIT);
         if url.starts_with("https://") {
             // Read again at every connection: certificates are renewed while programs run.
-            let pems = self.connection.read_files().await.map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))?;
+            let pems = self.connection.read_files().await.map_err(|error| Failure::Setup(error.to_string()))?;
             let tls = tls_options(pems, self.connection.server_name.as_deref());
             // The system's roots are files too.
             endpoint = off_the_io_thread(move || endpoint.tls_config(tls)).await??;
         }
-        let options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
         #[cfg(test)]
         if let Some(process) = &self.env.simulated {
-            return Client::from_channel(process.channel(url), Some(options)).await;
+            return Ok(process.channel(url));
         }
         let (was_connected, reconnections) = (member.was_connected.clone(), self.reconnections.clone());
         let count = move || {
@@ -322,20 +327,35 @@ impl Members {
                 reconnections.add();
             }
         };
-        let channel = transport::connect(&endpoint, count).await?;
-        let client = |options| Client::from_channel(etcd_client::Channel::Tonic(channel.clone()), Some(options));
-        let Some((user, password)) = &self.connection.user else { return client(options).await };
-        match client(options.clone().with_user(user, password)).await {
-            Err(etcd_client::Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
-                client(options).await
-            }
-            result => result,
-        }
+        Ok(Channel::new(transport::connect(&endpoint, count).await?.map_err(|error| Status::from_error(error.into()))))
     }
 }
 
-fn tls_options(pems: Pems, server_name: Option<&str>) -> TlsOptions {
-    let mut tls = TlsOptions::new();
+/// Why a request has no answer.
+#[derive(Debug)]
+enum Failure {
+    /// The server's answer, or what broke the connection.
+    Status(Status),
+    /// No connection could be made.
+    Transport(tonic::transport::Error),
+    /// What was given for it cannot be used.
+    Setup(String),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Failure::Status(status)
+    }
+}
+
+impl From<tonic::transport::Error> for Failure {
+    fn from(error: tonic::transport::Error) -> Self {
+        Failure::Transport(error)
+    }
+}
+
+fn tls_options(pems: Pems, server_name: Option<&str>) -> ClientTlsConfig {
+    let mut tls = ClientTlsConfig::new();
     tls = match pems.ca {
         Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
         None => tls.with_native_roots(),
@@ -349,13 +369,13 @@ fn tls_options(pems: Pems, server_name: Option<&str>) -> TlsOptions {
     tls
 }
 
-async fn off_the_io_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, etcd_client::Error> {
+async fn off_the_io_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| etcd_client::Error::InvalidArgs(error.to_string()))
+    done.map_err(|error| Failure::Setup(error.to_string()))
 }
 
-fn is_old_auth_revision(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("revision of auth store is old"))
+fn is_old_auth_revision(status: &Status) -> bool {
+    status.message().contains("revision of auth store is old")
 }
 
 /// Waits for one of them, and takes it out.
@@ -377,17 +397,17 @@ async fn first_answer<T>(under_way: &mut Vec<(usize, Reply<'_, T>)>) -> (usize, 
 }
 
 /// Whether the connection failed, and not the server's answer said so: that has no cause beneath it.
-fn is_broken_connection(error: &etcd_client::Error) -> bool {
+fn is_broken_connection(failure: &Failure) -> bool {
     use std::error::Error as _;
-    matches!(error, etcd_client::Error::GRpcStatus(status) if status.source().is_some())
+    matches!(failure, Failure::Status(status) if status.source().is_some())
 }
 
 /// Why TLS failed, if it was over a certificate: the server's, or ours as an alert of the server
 /// says. With TLS 1.3 the alert comes after the connection is made, with the first request.
-fn certificate_trouble(error: &etcd_client::Error) -> Option<String> {
-    let why = match error {
-        etcd_client::Error::TransportError(error) => whole_message(error),
-        etcd_client::Error::GRpcStatus(status) if is_broken_connection(error) => whole_message(status),
+fn certificate_trouble(failure: &Failure) -> Option<String> {
+    let why = match failure {
+        Failure::Transport(error) => whole_message(error),
+        Failure::Status(status) if is_broken_connection(failure) => whole_message(status),
         _ => return None,
     };
     let text = why.to_lowercase();
@@ -410,10 +430,9 @@ fn whole_message(error: &dyn std::error::Error) -> String {
 
 /// Sorts an error of the client by what can be done about it. The texts are etcd's, from
 /// `api/v3rpc/rpctypes/error.go`; its codes alone do not tell them apart.
-fn trouble_from(url: &str, error: &etcd_client::Error) -> Trouble {
-    use etcd_client::Error as E;
-    match error {
-        E::GRpcStatus(status) => {
+fn trouble_from(url: &str, failure: &Failure) -> Trouble {
+    match failure {
+        Failure::Status(status) => {
             let text = status.message();
             let why = format!("{url}: {}", if text.is_empty() { whole_message(status) } else { text.to_owned() });
             match status.code() {
@@ -429,9 +448,7 @@ fn trouble_from(url: &str, error: &etcd_client::Error) -> Trouble {
                 _ => Trouble::Unavailable(format!("{url}: {}", whole_message(status))),
             }
         }
-        E::LeaseKeepAliveError(text) if text.contains("lease not found") => Trouble::LeaseGone,
-        E::InvalidArgs(text) => Trouble::Refused(text.clone()),
-        E::TransportError(error) => Trouble::Unavailable(format!("{url}: {}", whole_message(error))),
-        other => Trouble::Unavailable(format!("{url}: {}", whole_message(other))),
+        Failure::Transport(error) => Trouble::Unavailable(format!("{url}: {}", whole_message(error))),
+        Failure::Setup(why) => Trouble::Refused(why.clone()),
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use etcd_client::{EventType, WatchFilterType, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Streaming;
 
+use super::api::{WatchCreate, WatchOrder, WatchRequest, WatchResponse, end_of_prefix};
 use super::members::{Members, Role};
 use super::prefix;
 use crate::place::Retry;
@@ -58,38 +60,19 @@ impl Watches {
     }
 }
 
-/// What goes out on the stream, written by a task of its own: a full stream must not keep us from
-/// reading it.
-enum Outgoing {
-    Watch(WatchId, Follow),
-    Cancel(WatchId),
-    AreYouThere,
-}
-
-async fn write(mut sender: WatchRequestSender, mut outgoing: UnboundedReceiver<Outgoing>) {
-    while let Some(request) = outgoing.recv().await {
-        let sent = match request {
-            Outgoing::Watch(id, what) => {
-                let (key, options) = create(id, &what);
-                sender.watch(key, Some(options)).await
-            }
-            Outgoing::Cancel(id) => sender.cancel(id).await,
-            Outgoing::AreYouThere => sender.request_progress().await,
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
-
 /// A watch without a start revision is live at once. With one that is not in the future it would
 /// be served every 100 ms (etcd's `syncWatchersLoop`).
-fn create(id: WatchId, what: &Follow) -> (String, WatchOptions) {
-    let options = WatchOptions::new().with_watch_id(id).with_filters([WatchFilterType::NoPut]);
-    match what {
-        Follow::Queue(name) => (prefix(name), options.with_prefix()),
-        Follow::Ticket(key) => (key.clone(), options),
-    }
+fn create(watch_id: WatchId, what: &Follow) -> WatchRequest {
+    const NO_PUTS: i32 = 0;
+    let (key, range_end) = match what {
+        Follow::Queue(name) => {
+            let prefix = prefix(name).into_bytes();
+            let end = end_of_prefix(&prefix);
+            (prefix, end)
+        }
+        Follow::Ticket(key) => (key.clone().into_bytes(), Vec::new()),
+    };
+    WatchRequest::create(WatchCreate { key, range_end, filters: vec![NO_PUTS], watch_id, start_revision: 0 })
 }
 
 async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
@@ -135,14 +118,14 @@ async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
 }
 
 /// Keeps the list of followers, and says what has to go out because of it.
-fn apply(command: Command, followers: &mut BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
+fn apply(command: Command, followers: &mut BTreeMap<WatchId, Follower>) -> Option<WatchRequest> {
     match command {
         Command::Follow(id, follower) => {
-            let what = follower.what.clone();
+            let request = create(id, &follower.what);
             followers.insert(id, follower);
-            Some(Outgoing::Watch(id, what))
+            Some(request)
         }
-        Command::Stop(id) => followers.remove(&id).map(|_| Outgoing::Cancel(id)),
+        Command::Stop(id) => followers.remove(&id).map(|_| WatchRequest::cancel(id)),
     }
 }
 
@@ -151,20 +134,17 @@ async fn open(
     members: &Members,
     member: usize,
     followers: &BTreeMap<WatchId, Follower>,
-) -> Result<(UnboundedSender<Outgoing>, WatchResponseStream), super::Trouble> {
-    let mut all = followers.iter().map(|(id, follower)| (*id, follower.what.clone()));
-    let Some((id, what)) = all.next() else { return Err(super::odd("nobody follows")) };
-    let (key, options) = create(id, &what);
-    let stream = members
-        .call_one(member, OPEN_LIMIT, |client| async move { client.watch_client().watch(key, Some(options)).await })
-        .await?;
-    let (sender, answers) = stream.split();
+) -> Result<(UnboundedSender<WatchRequest>, Streaming<WatchResponse>), super::Trouble> {
+    // Without a bound: a stream that is full must not keep us from reading it.
     let (outgoing, requests) = mpsc::unbounded_channel();
-    tokio::spawn(write(sender, requests));
-    for (id, what) in all {
-        members.count_request();
-        let _ = outgoing.send(Outgoing::Watch(id, what));
+    for (nth, (id, follower)) in followers.iter().enumerate() {
+        if nth > 0 {
+            members.count_request();
+        }
+        let _ = outgoing.send(create(*id, &follower.what));
     }
+    let requests = UnboundedReceiverStream::new(requests);
+    let answers = members.call_one(member, OPEN_LIMIT, |client| async move { client.watch(requests).await }).await?;
     Ok((outgoing, answers))
 }
 
@@ -178,8 +158,8 @@ enum Ended {
 
 async fn serve(
     members: &Members,
-    outgoing: UnboundedSender<Outgoing>,
-    mut answers: WatchResponseStream,
+    outgoing: UnboundedSender<WatchRequest>,
+    mut answers: Streaming<WatchResponse>,
     inbox: &mut UnboundedReceiver<Command>,
     followers: &mut BTreeMap<WatchId, Follower>,
 ) -> Ended {
@@ -195,9 +175,9 @@ async fn serve(
                     heard = true;
                     // etcd checks each new watch by the token that the stream was opened with, and
                     // newer releases answer a refusal without the watch's id.
-                    let is_ours = answer.watch_id() < 0 || followers.contains_key(&answer.watch_id());
-                    if answer.canceled() && is_ours && answer.compact_revision() == 0 {
-                        return Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason()));
+                    let is_ours = answer.watch_id < 0 || followers.contains_key(&answer.watch_id);
+                    if answer.canceled && is_ours && answer.compact_revision == 0 {
+                        return Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason));
                     }
                     if let Some(again) = hear(members, &answer, followers) {
                         let _ = outgoing.send(again);
@@ -209,7 +189,7 @@ async fn serve(
             command = inbox.recv() => {
                 let Some(command) = command else { return Ended::NobodyLeft };
                 if let Some(request) = apply(command, followers) {
-                    if let Outgoing::Watch(..) = request {
+                    if let Some(WatchOrder::Create(_)) = request.order {
                         members.count_request();
                     }
                     let _ = outgoing.send(request);
@@ -220,33 +200,33 @@ async fn serve(
                     return Ended::Silent;
                 }
                 heard = false;
-                let _ = outgoing.send(Outgoing::AreYouThere);
+                let _ = outgoing.send(WatchRequest::progress());
             }
         }
     }
 }
 
 /// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
-fn hear(members: &Members, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<Outgoing> {
-    let id = answer.watch_id();
+fn hear(members: &Members, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<WatchRequest> {
+    let id = answer.watch_id;
     let follower = followers.get(&id)?;
-    if answer.canceled() {
-        return Some(Outgoing::Watch(id, follower.what.clone()));
+    if answer.canceled {
+        return Some(create(id, &follower.what));
     }
-    if answer.created() {
-        let revision = answer.header().map_or(0, |header| header.revision());
+    if answer.created {
+        let revision = answer.header.map_or(0, |header| header.revision);
         let _ = follower.changes.send(Change::Since(revision));
     }
-    for event in answer.events() {
+    for event in &answer.events {
         members.count_event();
-        let Some(kv) = event.kv().filter(|_| event.event_type() == EventType::Delete) else { continue };
+        let Some(kv) = event.kv.as_ref().filter(|_| event.is_delete()) else { continue };
         let hears = match &follower.what {
-            Follow::Queue(name) => is_contender(name, kv.key()),
+            Follow::Queue(name) => is_contender(name, &kv.key),
             Follow::Ticket(_) => true,
         };
         if hears {
-            let key = String::from_utf8_lossy(kv.key()).into_owned();
-            let _ = follower.changes.send(Change::Gone { key, revision: kv.mod_revision() });
+            let key = String::from_utf8_lossy(&kv.key).into_owned();
+            let _ = follower.changes.send(Change::Gone { key, revision: kv.mod_revision });
         }
     }
     None
