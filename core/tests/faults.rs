@@ -7,8 +7,7 @@ mod outside;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use etcdlock::blocking::{Hold, Session};
@@ -335,7 +334,7 @@ fn row_14_history_compacted_and_streams_reset_while_waiting_changes_nothing() {
 fn a_guarded_write_whose_answer_is_lost_is_sent_again_and_applied() {
     let behind = Behind::start();
     let session = behind.connect(60);
-    let mut outside = Outside::of(&behind.etcd);
+    let outside = Outside::of(&behind.etcd);
     let hold = session.mutex("guard").unwrap().lock().unwrap();
     behind.proxy.set(Direction::ToClient, Fault::Cut);
     let putting = (*hold).put("guard.state", "paid");
@@ -696,7 +695,7 @@ fn row_3_and_23_whoever_a_real_partition_cuts_off_knows_before_another_gets_the_
         keeper.let_go(name);
     }
     network.on(0, || {
-        let mut outside = Outside::at(&network.endpoint(0), None);
+        let outside = Outside::at(&network.endpoint(0), None);
         until("nothing is left", || ["lock-", "kept-"].iter().all(|prefix| outside.keys(prefix).is_empty()));
     });
 }

@@ -23,7 +23,7 @@ fn each_call_costs_exactly_its_requests() {
     let etcd = Etcd::start();
     // A long TTL, so that no renewal falls between; and holds too short for a watch.
     let (session, apart) = (connect(&etcd, 600), connect_apart(&etcd, 600));
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let mutex = session.mutex("cost").unwrap();
     fn cost<T>(session: &Session, call: impl FnOnce() -> T) -> (u64, T) {
         let before = session.stats().requests;
@@ -68,7 +68,7 @@ fn clients(etcd: &Etcd, count: usize) -> Vec<Session> {
 /// What a release costs all contenders together when each comes again at once: requests and events.
 fn cost_of_a_turn(contenders: usize) -> (f64, f64) {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let clients = clients(&etcd, contenders);
     let mutexes: Vec<_> = clients.iter().map(|client| client.mutex("turns").unwrap()).collect();
     let traffic = || {
@@ -122,7 +122,7 @@ fn a_turn_in_a_long_queue_wakes_one_waiter() {
 fn row_17_of_64_threads_that_try_one_wins_and_the_others_write_nothing() {
     let etcd = Etcd::start();
     let sessions = [connect(&etcd, 60), connect_apart(&etcd, 60)];
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let revision = outside.revision();
     let start = std::sync::Barrier::new(64);
     let holds: Vec<Hold> = std::thread::scope(|scope| {
@@ -148,7 +148,7 @@ fn many_rounds_leave_etcds_index_small() {
     // queue. So the same few keys are used again and again.
     let etcd = Etcd::start();
     let session = connect(&etcd, 60);
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let first = outside.revision();
     let mutex = session.mutex("index").unwrap();
     for _ in 0..200 {
@@ -209,7 +209,7 @@ fn a_hold_outlives_its_ttl_many_times() {
 #[test]
 fn row_2_a_waiter_whose_lease_was_revoked_gets_the_lock_on_a_new_one() {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let (holder, waiter) = (connect(&etcd, 10), connect_apart(&etcd, 10));
     let hold = holder.mutex("row2").unwrap().lock().unwrap();
     let waiting = waiter.as_async().mutex("row2").unwrap().lock();
@@ -282,7 +282,7 @@ fn row_7_the_ttl_that_the_server_grants_is_used() {
 #[test]
 fn row_13_a_key_deleted_from_outside_is_a_loss() {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let (session, apart) = (connect(&etcd, 60), connect_apart(&etcd, 60));
     let mutex = session.mutex("row13").unwrap();
     // At once, before any watch; later, with a watch of its own; and with a waiter and its watch.
@@ -309,7 +309,7 @@ fn row_13_a_key_deleted_from_outside_is_a_loss() {
 #[test]
 fn row_13_a_revoked_lease_is_a_loss_and_the_session_goes_on() {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let session = connect(&etcd, 60);
     let hold = session.mutex("revoked").unwrap().lock().unwrap();
     let lost = losses(&hold);
@@ -324,7 +324,7 @@ fn row_13_a_revoked_lease_is_a_loss_and_the_session_goes_on() {
 #[test]
 fn a_guarded_write_is_refused_once_the_key_is_gone() {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let session = connect(&etcd, 60);
     let hold = session.mutex("guard").unwrap().lock().unwrap();
     outside.delete_all("guard/");
@@ -355,7 +355,7 @@ fn a_restart_of_etcd_interrupts_nobody() {
     let (holder, waiter) = (connect(&etcd, 30), connect_apart(&etcd, 30));
     let hold = holder.mutex("restart").unwrap().lock().unwrap();
     let waiting = waiter.as_async().mutex("restart").unwrap().lock();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     until("the waiter is in the queue", || outside.keys("restart").len() == 2);
     assert_eq!(holder.stats().reconnections, 0);
     etcd.kill();
@@ -404,7 +404,7 @@ fn a_timeout_says_whether_others_have_the_lock_or_etcd_is_silent() {
 fn row_20_a_full_database_is_a_clear_error_and_leaves_nothing() {
     let etcd = Etcd::start_with(&["--quota-backend-bytes", "1048576"]);
     let session = connect(&etcd, 60);
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let hold = session.mutex("full").unwrap().lock().unwrap();
     let block = vec![b'x'; 200_000];
     for n in 0..200 {
@@ -479,7 +479,7 @@ fn go_peer() -> Option<&'static Path> {
 
 /// Ours, theirs and ours again in one queue, then theirs and ours: each waits for those before.
 fn share_one_queue(etcd: &Etcd, name: &str, start_theirs: impl Fn() -> OtherClient) {
-    let mut outside = Outside::of(etcd);
+    let outside = Outside::of(etcd);
     let prefix = format!("{name}/");
     let (first, last) = (connect(etcd, 30), connect_apart(etcd, 30));
     let ours = first.mutex(name).unwrap().lock().unwrap();

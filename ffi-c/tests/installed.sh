@@ -3,6 +3,9 @@
 # folder and a clean environment: installed.sh ROOT
 set -eu
 root=$1
+cc=$(command -v gcc || command -v clang)
+cxx=$(command -v g++ || command -v clang++ || true)
+[ -n "$cxx" ] || echo "installed: skipped for C++, no compiler for it is installed"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp "$root/examples/c/counter.c" "$root/examples/cpp/counter.cpp" "$work"
@@ -34,6 +37,10 @@ runs() { # PROGRAM LIBRARY-FOLDER
     [ "$(cat "$work/number")" = 0000000003 ] && grep -q '^token=[0-9]* value=3 waited_us=[0-9]*$' "$work/out"
 }
 
+if ! command -v pkg-config > /dev/null; then
+    echo "installed: skipped, pkg-config is not installed"
+    exit 0
+fi
 for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
     prefix=$work/${tree%%:*} lib=$work/${tree%%:*}/${tree#*:}
     [ "$(readlink "$lib/libetcdlock.so")" = libetcdlock.so.0 ]
@@ -47,11 +54,11 @@ for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
     static_config() { env -i PATH="$PATH" PKG_CONFIG_PATH="$work/static/${tree#*:}/pkgconfig" pkg-config --static "$@" etcdlock; }
 
     cd "$work"
-    gcc -std=c11 -Wall -Wextra -Wpedantic -Werror counter.c $(config --cflags --libs) -o c-shared
-    g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror counter.cpp $(config --cflags --libs) -o cpp-shared
-    gcc -std=c11 counter.c $(static_config --cflags --libs) -o c-static
-    g++ -std=c++17 counter.cpp $(static_config --cflags --libs) -o cpp-static
-    for program in c cpp; do
+    "$cc" -std=c11 -Wall -Wextra -Wpedantic -Werror counter.c $(config --cflags --libs) -o c-shared
+    [ -z "$cxx" ] || "$cxx" -std=c++17 -Wall -Wextra -Wpedantic -Werror counter.cpp $(config --cflags --libs) -o cpp-shared
+    "$cc" -std=c11 counter.c $(static_config --cflags --libs) -o c-static
+    [ -z "$cxx" ] || "$cxx" -std=c++17 counter.cpp $(static_config --cflags --libs) -o cpp-static
+    for program in c ${cxx:+cpp}; do
         LD_LIBRARY_PATH="$lib" ldd "./$program-shared" | grep -q "libetcdlock.so.0 => $lib/libetcdlock.so.0"
         fails names_etcdlock "./$program-static"
         runs "./$program-shared" "$lib"
@@ -60,8 +67,8 @@ for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
     echo "installed: pkg-config $(config --modversion), C and C++, shared and static, in ${tree%%:*}"
 done
 
-if ! command -v cmake > /dev/null; then
-    echo "installed: CMake is not installed, so its package is not tried"
+if ! command -v cmake > /dev/null || [ -z "$cxx" ]; then
+    echo "installed: the CMake package is skipped, CMake or a C++ compiler is not installed"
     exit 0
 fi
 mkdir "$work/cmake"

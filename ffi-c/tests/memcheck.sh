@@ -1,11 +1,11 @@
 #!/bin/sh
-# The C programs with the release library under valgrind: memcheck.sh BUILD RIG
+# The C programs with the release library under valgrind: memcheck.sh BUILD RIG CC [CXX]
 #
 # Any error in any process, and any block that nothing points to, fails it. Not counted: what is still in use
 # when the process ends, as its threads are ("still reachable"), and blocks that are only pointed into
 # ("possibly lost"), which are thread descriptors of glibc and hash tables of Rust.
 set -eu
-build=$1 rig=$2
+build=$1 rig=$2 cc=$3 cxx=${4:-}
 if ! command -v valgrind > /dev/null; then
     echo "memcheck: skipped, valgrind is not installed"
     exit 0
@@ -22,9 +22,9 @@ run() {
         exit 1
     fi
 }
-for program in suite-gcc cpp-g++-cpp; do
+for program in "suite-$cc" ${cxx:+"cpp-$cxx-cpp"}; do
     run $check "$build/$program" memory:memcheck
     run "$rig" $check "$build/$program"
 done
-run $check "$build/sequence-gcc" 30000
-run "$rig" $check "$build/soak-gcc" "" 200 20 5
+run $check "$build/sequence-$cc" 30000
+run "$rig" $check "$build/soak-$cc" "" 200 20 5

@@ -10,8 +10,8 @@ mod outside;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use etcdlock::ErrorKind;
@@ -109,7 +109,7 @@ fn margin() {
 /// A key that is deleted from outside: how long after the request was sent its holder knows.
 fn outside_deletion() {
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let session = connect(&etcd, 60);
     let mut times = Vec::new();
     for round in 0..500 {
@@ -177,7 +177,7 @@ fn cancels() {
     let proxy = etcd.proxy();
     // Most requests are under way for a while, so that most cancels meet one.
     proxy.set_both(Fault::Delay(Duration::from_millis(1)));
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let endpoint = proxy.endpoint();
     let sessions: Vec<Session> = std::thread::scope(|scope| {
         let workers = (0..8).map(|n| {
@@ -335,7 +335,7 @@ fn beside_go() {
     let Some(go) = go_peer() else { return };
     let go = |args: &[&str]| started(Command::new(&go).args(args));
     let etcd = Etcd::start();
-    let mut outside = Outside::of(&etcd);
+    let outside = Outside::of(&etcd);
     let line = |lines: &mpsc::Receiver<(String, Instant)>| lines.recv_timeout(LONG).expect("a line");
 
     // Row 2: a waiter's lease is revoked, then the holder unlocks.

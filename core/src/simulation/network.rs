@@ -542,11 +542,11 @@ pub(super) fn expire(world: &Shared, id: i64) {
     });
 }
 
-fn reset(what: &str) -> tower::BoxError {
-    std::io::Error::new(std::io::ErrorKind::ConnectionReset, what.to_owned()).into()
+fn reset(what: &str) -> Status {
+    Status::from_error(std::io::Error::new(std::io::ErrorKind::ConnectionReset, what.to_owned()).into())
 }
 
-type Answer = Result<Response<Body>, tower::BoxError>;
+type Answer = Result<Response<Body>, Status>;
 
 /// One process's connection to one member.
 #[derive(Clone)]

@@ -239,7 +239,7 @@ fn orders(create: WatchCreate) -> impl tokio_stream::Stream<Item = WatchRequest>
 #[derive(Clone, PartialEq, Message)]
 struct Leases {
     #[prost(message, repeated, tag = "2")]
-    leases: Vec<HeaderOnly>,
+    leases: Vec<api::LeaseRequest>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -1,0 +1,1 @@
+//! Empty: the test is what there is.
