@@ -20,6 +20,9 @@ last = None
 for r in results:
     name = "" if r["name"] == last else r["name"]
     last = r["name"]
+    if "median" not in r:
+        lines.append(f"| {name} | {r['client']} | failed | | | |")
+        continue
     unit = {"us": "us", "bytes": "bytes"}.get(r["unit"], "")
     digits = 1 if r["unit"] == "us" and r["median"] < 100 else 0
     p99 = f"{number(r['p99'], 0)} {unit}" if "p99" in r else ""

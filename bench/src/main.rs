@@ -9,7 +9,7 @@ mod chart;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use etcdlock_rig::Etcd;
 
@@ -128,11 +128,16 @@ fn run() -> Result<(), AnyError> {
     missing.iter().for_each(|client| println!("missing on this machine: {}", client.name));
 
     let mut results = Vec::new();
+    let mut failures = 0;
     let mut growth = chart::Growth::default();
     let mut puts: Vec<(&str, f64)> = Vec::new();
     for work in WORK.iter().filter(|work| work.what == "put" || work.name.contains(&only)) {
         if work.what == "memory" {
-            remember(&etcd, work, &mut results)?;
+            if let Err(why) = remember(&etcd, work, &mut results) {
+                println!("  failed: {why}");
+                failures += 1;
+            }
+            save(&results, &growth, &version)?;
             continue;
         }
         let plain = work.processes == 1 && matches!(work.what, "put" | "rounds");
@@ -143,9 +148,11 @@ fn run() -> Result<(), AnyError> {
         };
         let clients: Vec<_> = there.iter().filter(|client| takes_part(client)).collect();
         let mut figures: Vec<Vec<Figures>> = clients.iter().map(|_| Vec::new()).collect();
+        // A client that fails once, as when its session expires, is marked, and the others go on.
+        let mut failed: Vec<Vec<String>> = clients.iter().map(|_| Vec::new()).collect();
         let load = (work.load > 0).then(|| Load::start(&etcd, work.load)).transpose()?;
         for turn in 0..turns {
-            for (client, figures) in clients.iter().zip(&mut figures) {
+            for ((client, figures), failed) in clients.iter().zip(&mut figures).zip(&mut failed) {
                 if work.what == "put" && client.name == "etcdctl lock" {
                     continue;
                 }
@@ -154,7 +161,10 @@ fn run() -> Result<(), AnyError> {
                 }
                 let rounds = if client.name.starts_with(GO) { work.rounds_go } else { work.rounds };
                 let rounds = rounds / client.slower / if quick { 2 } else { 1 };
-                figures.push(measure(client, &etcd.endpoint(), work, rounds)?);
+                match measure(client, &etcd.endpoint(), work, rounds) {
+                    Ok(figure) => figures.push(figure),
+                    Err(why) => failed.push(why.to_string()),
+                }
             }
         }
         drop(load);
@@ -164,8 +174,14 @@ fn run() -> Result<(), AnyError> {
         println!("\n{:<46} {:>12} {:>12} {:>8} {:>8}", work.name, "median", "p99", "x put", "x Go");
         let medians: Vec<f64> = figures.iter().map(|turns| middle(turns.iter().map(|turn| turn.median))).collect();
         let go = clients.iter().position(|client| client.name == GO).map_or(f64::NAN, |at| medians[at]);
-        for ((client, figures), median) in clients.iter().zip(&figures).zip(medians) {
+        for (((client, figures), failed), median) in clients.iter().zip(&figures).zip(&failed).zip(medians) {
+            failures += failed.len();
+            let times = failed.len();
             if figures.is_empty() {
+                if let Some(why) = failed.first() {
+                    println!("  {:<44} failed in all of {times} turns: {why}", client.name);
+                    results.push(serde_json::json!({ "name": work.name, "client": client.name, "failed": times }));
+                }
                 continue;
             }
             if work.what == "put" {
@@ -176,21 +192,34 @@ fn run() -> Result<(), AnyError> {
             let to_put = median / put_by(client.name).or(put_by(RUST)).unwrap_or(f64::NAN);
             let to_go = median / go;
             println!("  {:<44} {:>9.1} us {:>9.1} us {} {}", client.name, median, p99, ratio(to_put), ratio(to_go));
+            if let Some(why) = failed.first() {
+                println!("  {:<44} failed in {times} of {turns} turns, which are not counted: {why}", "");
+            }
             if work.load == 0 && work.what == "rounds" && work.processes > 1 && client.does == Does::All {
                 growth.add(client.name == GO, work.processes, median);
             }
             results.push(serde_json::json!({
                 "name": work.name, "client": client.name, "unit": "us",
                 "median": median, "p99": p99, "ratio_to_put": number(to_put), "ratio_to_go": number(to_go),
+                "failed": times,
             }));
         }
+        save(&results, &growth, &version)?;
     }
-    std::fs::create_dir_all("target/bench")?;
-    std::fs::write("target/bench/results.json", serde_json::to_string_pretty(&results)?)?;
-    std::fs::write("target/bench/hand-over.svg", growth.svg(&version))?;
     println!(
         "\nmedians over turns; \"x put\": beside one put by the same client. Under target/bench: results.json, hand-over.svg"
     );
+    if failures > 0 {
+        println!("{failures} turns failed; they are marked");
+    }
+    Ok(())
+}
+
+/// After each work, so that what is there is kept.
+fn save(results: &[serde_json::Value], growth: &chart::Growth, version: &str) -> Result<(), AnyError> {
+    std::fs::create_dir_all("target/bench")?;
+    std::fs::write("target/bench/results.json", serde_json::to_string_pretty(results)?)?;
+    std::fs::write("target/bench/hand-over.svg", growth.svg(version))?;
     Ok(())
 }
 
@@ -247,8 +276,16 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // "load" and "hold" end with their standard input.
+        // "load" and "hold" end with their standard input, and so does everybody who still waits to begin.
         self.stdin = None;
+        let until = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

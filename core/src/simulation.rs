@@ -1,8 +1,8 @@
 //! The core that ships, in virtual time, against a simulated etcd.
 //!
 //! One schedule is one seed: some processes with sessions and callers, and a sequence of faults. It
-//! runs on one thread with tokio's paused clock. Everything from `lock()` down to etcd-client's
-//! encoding is the real thing; only the connection ([`network`]), the server ([`etcd`]), the clock
+//! runs on one thread with tokio's paused clock. Everything from `lock()` down to the
+//! encoding of requests is the real thing; only the connection ([`network`]), the server ([`etcd`]), the clock
 //! and the random numbers are not. So a seed replays exactly. CONTRIBUTING.md says how.
 
 mod checker;

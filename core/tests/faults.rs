@@ -409,63 +409,73 @@ impl Fleet {
         }
     }
 
-    fn end(self) {
+    /// Everything is still as it was, and ends well.
+    fn end(self) -> Result<(), String> {
         for hold in self.holds {
-            hold.unlock().unwrap();
+            hold.unlock().map_err(|error| error.to_string())?;
         }
-        for session in self.sessions {
-            assert_eq!(session.stats().leases_lost, 0);
-        }
+        let lost: u64 = self.sessions.iter().map(|session| session.stats().leases_lost).sum();
+        if lost == 0 { Ok(()) } else { Err(format!("{lost} leases were lost")) }
     }
 }
 
-/// Until the others have elected a leader it may take two seconds and a half after a fault. On a machine that is so busy that they do not, nothing is shown.
-fn no_session_is_lost(name: &str, fault: impl Fn(&mut Cluster, &mut dyn FnMut() -> Result<(), String>) -> Result<(), String>) {
+/// Nothing is shown while the cluster itself is of no use for longer than this: an election takes two seconds, a TTL of 5 s allows
+/// for 2.8 s after the last renewal, and a machine may be too busy for either.
+const EXCUSED: Duration = Duration::from_millis(2500);
+
+/// A fleet on a cluster of three, under a fault. `run` says what went wrong.
+fn no_session_is_lost(name: &str, run: impl Fn(&mut Cluster, &Fleet) -> Result<(), String>) {
+    no_session_is_lost_after(name, |_| {}, run);
+}
+
+/// The same, where something is wrong before the fleet connects.
+fn no_session_is_lost_after(name: &str, before: impl Fn(&mut Cluster), run: impl Fn(&mut Cluster, &Fleet) -> Result<(), String>) {
     for attempt in 0..5 {
         let mut cluster = Cluster::start();
-        let fleet = Fleet::start(&cluster, name, 5);
         let gaps = Gaps::watch(&cluster);
-        let survived = fault(&mut cluster, &mut || fleet.survive());
+        before(&mut cluster);
+        let fleet = Fleet::start(&cluster, name, 5);
+        let survived = run(&mut cluster, &fleet);
         let longest = gaps.longest();
-        match survived {
-            Ok(()) => return fleet.end(),
-            Err(why) if longest > Duration::from_millis(2500) => {
+        match survived.and_then(|()| fleet.end()) {
+            Ok(()) => return,
+            Err(why) if longest > EXCUSED => {
                 println!(
-                    "{name}, attempt {attempt}: the cluster committed nothing for {longest:?}, so this shows nothing: {why}"
+                    "{name}, attempt {attempt}: the cluster itself was of no use for {longest:?}, so this shows nothing: {why}"
                 );
             }
-            Err(why) => panic!("{name}: the cluster was never without commits for more than {longest:?}, but {why}"),
+            Err(why) => panic!("{name}: the cluster was never of no use for more than {longest:?}, but {why}"),
         }
     }
-    panic!("{name}: this machine is too busy for a cluster of three");
+    skipped(&format!("{name}: this machine is too busy for a cluster of three to elect a leader in {EXCUSED:?}"));
 }
 
 #[test]
 fn row_23_no_fault_of_one_member_costs_a_session_with_a_ttl_of_5_s() {
-    no_session_is_lost("killed", |cluster, survive| {
+    no_session_is_lost("killed", |cluster, fleet| {
         let leader = cluster.wait_for_leader();
         cluster.kill(leader);
-        survive()?;
+        fleet.survive()?;
         cluster.start_again(leader);
         cluster.wait_until_healthy(leader);
         Ok(())
     });
-    no_session_is_lost("stopped", |cluster, survive| {
+    no_session_is_lost("stopped", |cluster, fleet| {
         let leader = cluster.wait_for_leader();
         cluster.stop(leader);
         // It is not resumed here: before 3.4.31 and 3.5.13 a leader that wakes up revokes the leases
         // that have not been renewed with it meanwhile.
-        survive()
+        fleet.survive()
     });
-    no_session_is_lost("cut from the others, not from its clients", |cluster, survive| {
+    no_session_is_lost("cut from the others, not from its clients", |cluster, fleet| {
         cluster.isolate(cluster.wait_for_leader());
-        survive()?;
+        fleet.survive()?;
         cluster.heal();
         Ok(())
     });
-    no_session_is_lost("cut from its clients", |cluster, survive| {
+    no_session_is_lost("cut from its clients", |cluster, fleet| {
         cluster.clients(cluster.wait_for_leader()).set_both(Fault::Cut);
-        survive()?;
+        fleet.survive()?;
         cluster.heal();
         Ok(())
     });
@@ -473,7 +483,7 @@ fn row_23_no_fault_of_one_member_costs_a_session_with_a_ttl_of_5_s() {
 
 #[test]
 fn row_23_a_rolling_restart_and_a_new_member_cost_no_session() {
-    no_session_is_lost("rolling", |cluster, survive| {
+    no_session_is_lost("rolling", |cluster, fleet| {
         for member in 0..3 {
             cluster.kill(member);
             // Long enough for some to want to renew with it.
@@ -482,7 +492,7 @@ fn row_23_a_rolling_restart_and_a_new_member_cost_no_session() {
             cluster.wait_until_healthy(member);
         }
         cluster.replace(1);
-        survive()
+        fleet.survive()
     });
 }
 
@@ -522,22 +532,28 @@ fn row_16_a_waiter_whose_member_is_cut_from_its_peers_moves_to_another() {
 
 #[test]
 fn row_22_a_member_that_accepts_and_stays_silent_costs_nothing() {
-    let cluster = Cluster::start();
     // Found when connecting, and while holding.
     for member in 0..3 {
-        cluster.clients(member).set_both(Fault::Cut);
-        let fleet = Fleet::start(&cluster, &format!("row22-{member}"), 5);
-        cluster.heal();
-        for next in [0, 1, 2] {
-            cluster.clients(next).set_both(Fault::Cut);
-            for session in &fleet.sessions {
-                let taken = session.mutex(&format!("row22-{member}-0")).unwrap();
-                assert_eq!(taken.lock_timeout(Duration::from_millis(100)).unwrap_err().kind(), ErrorKind::Timeout);
-            }
+        let name = format!("row22-{member}");
+        let silent_at_first = |cluster: &mut Cluster| cluster.clients(member).set_both(Fault::Cut);
+        no_session_is_lost_after(&name, silent_at_first, |cluster, fleet| {
             cluster.heal();
-        }
-        fleet.end();
+            for next in [0, 1, 2] {
+                cluster.clients(next).set_both(Fault::Cut);
+                for session in &fleet.sessions {
+                    let taken = session.mutex(&format!("{name}-0")).unwrap();
+                    match taken.lock_timeout(Duration::from_millis(100)) {
+                        Err(error) if error.kind() == ErrorKind::Timeout => {}
+                        Err(error) => return Err(error.to_string()),
+                        Ok(_) => return Err("a lock that the fleet should hold was free".into()),
+                    }
+                }
+                cluster.heal();
+            }
+            Ok(())
+        });
     }
+    let cluster = Cluster::start();
     // All of them: every call still ends on time.
     let session = connect_nth(&cluster.endpoints(), 60, 99);
     let hold = session.mutex("row22").unwrap().lock().unwrap();

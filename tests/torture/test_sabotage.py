@@ -1,7 +1,7 @@
 """A checker that never failed proves nothing: clients with one protection taken out, against a real cluster, in a few lines each.
 
-Each scene is played twice, by the client that ships and by the broken one. The checker must be content with the first and catch the
-second. (The sixth break, an answer after the deadline that revives a lease, needs virtual time: core's simulation catches it.)
+Each scene is played by the client that ships and by the broken one. The checker must be content with the first and catch the second. A scene
+is a matter of moments, which a busy machine may miss, and then the broken client did nothing wrong: so it is played again, a few times. (The sixth break, an answer after the deadline that revives a lease, needs virtual time: core's simulation catches it.)
 
     python3 tests/torture/test_sabotage.py
 """
@@ -23,6 +23,10 @@ from torture import GO_PEER, PREFIX, Cluster, Hands, Log, Observer
 
 NORMAL = str(ROOT / "target/release/examples/driver")
 BROKEN = str(ROOT / "target/sabotage/driver")
+
+
+class Missed(Exception):
+    """The machine was too slow for the scene."""
 
 
 class Scene:
@@ -120,7 +124,7 @@ async def unlock_by_name(scene: Scene) -> None:
         if slow:
             break
     else:
-        raise AssertionError("it talks to no member")
+        raise Missed("it talks to no member")
     # A copy of the unlock arrives late, when the client has long sent it to another member and holds the lock again.
     await scene.cluster.do("fault", member=member, on="clients", direction="to_server", kind="delay", ms=2500)
     sent = time.monotonic()
@@ -130,7 +134,8 @@ async def unlock_by_name(scene: Scene) -> None:
     await scene.queued(2)
     await next.unlock()
     await again
-    assert time.monotonic() - sent < 2.4, "this machine is too slow for the scene"
+    if time.monotonic() - sent > 2.4:
+        raise Missed("the lock was not held again when the copy arrived")
     waiting = next.lock()
     await scene.believe(mutex, 3.5 - (time.monotonic() - sent))
     try:
@@ -182,7 +187,7 @@ async def hand_over_skips_order(scene: Scene) -> None:
     await other.unlock()
 
 
-# What each break shows itself as.
+# What each break shows itself as: one of these at least. Which of them depends on who is first.
 SCENES = {
     deadline_from_receipt: {"overlap", "late"},
     unlock_by_name: {"foreign"},
@@ -199,15 +204,23 @@ async def run() -> int:
     failures = 0
     for play, expected in SCENES.items():
         name = play.__name__.replace("_", "-")
-        for sabotage in (None, name):
-            start = time.monotonic()
-            async with Scene(cluster, hands, sabotage) as scene:
-                await asyncio.wait_for(play(scene), 60)
-            found = {rule for rule, _ in scene.verdict.violations}
-            right = expected <= found if sabotage else not found
+        for sabotage, attempts in ((None, 1), (name, 5)):
+            for attempt in range(1, attempts + 1):
+                start = time.monotonic()
+                missed = None
+                async with Scene(cluster, hands, sabotage) as scene:
+                    try:
+                        await asyncio.wait_for(play(scene), 60)
+                    except Missed as why:
+                        missed = why
+                found = {rule for rule, _ in scene.verdict.violations}
+                right = bool(expected & found) if sabotage else not found
+                what = "broken" if sabotage else "whole "
+                seen = ", ".join(sorted(found)) or (f"the moment was missed: {missed}" if missed else "no violation")
+                print(f"  {'ok  ' if right else 'FAILED' if attempt == attempts else 'again'} {name}, {what}: {seen} ({time.monotonic() - start:.1f} s)")
+                if right:
+                    break
             failures += not right
-            what = "broken" if sabotage else "whole "
-            print(f"  {'ok  ' if right else 'FAILED'} {name}, {what}: {', '.join(sorted(found)) or 'no violation'} ({time.monotonic() - start:.1f} s)")
             if not right:
                 for rule, text in scene.verdict.violations:
                     print(f"       {rule}: {text}")

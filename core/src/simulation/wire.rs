@@ -38,7 +38,11 @@ impl std::fmt::Display for TxnRequest {
         f.write_str("if")?;
         for compare in &self.compare {
             let sign = ["=", ">", "<", "!="].get(compare.sign as usize).unwrap_or(&"?");
-            let Some(With::Version(wanted) | With::CreateRevision(wanted) | With::ModRevision(wanted) | With::Lease(wanted)) = compare.with else { continue };
+            let Some(With::Version(wanted) | With::CreateRevision(wanted) | With::ModRevision(wanted) | With::Lease(wanted)) =
+                compare.with
+            else {
+                continue;
+            };
             write!(f, " {}{sign}{wanted}", text(&compare.key))?;
         }
         for (branch, ops) in [("then", &self.success), ("else", &self.failure)] {

@@ -131,11 +131,11 @@ impl Store for EtcdStore {
         })
     }
 
-    fn renew_lease(&self, lease: LeaseId, limit: Duration) -> Reply<'_, ()> {
+    fn renew_lease(&self, lease: LeaseId, limit: Duration, hurry: bool) -> Reply<'_, ()> {
         Box::pin(async move {
             // The TTL in the answer is always the granted one (`Renew` in etcd's lessor.go), or 0.
             let renew = |client: Arc<Client>| async move { client.renew(lease).await };
-            match self.members.call_any(limit, renew).await? {
+            match self.members.call_any(limit, hurry, renew).await? {
                 renewed if renewed.ttl > 0 => Ok(()),
                 _ => Err(Trouble::LeaseGone),
             }
@@ -220,9 +220,7 @@ impl Store for EtcdStore {
         Box::pin(async move {
             let Leaving { ticket, token, void, next } = leaving;
             let mine = match token {
-                Some(token) if !is_on(Sabotage::UnlockByName) => {
-                    Compare::create_revision(&*ticket.key, Sign::Equal, token)
-                }
+                Some(token) if !is_on(Sabotage::UnlockByName) => Compare::create_revision(&*ticket.key, Sign::Equal, token),
                 _ => Compare::create_revision(&*ticket.key, Sign::Greater, 0),
             };
             let mut conditions = vec![mine];
@@ -564,7 +562,7 @@ mod tests {
         rig.ask(move |store| async move { store.close_lease(lease).await }).unwrap();
         assert_eq!(rig.enter(&rig.ticket(0)).unwrap_err(), Trouble::LeaseGone);
         let limit = Duration::from_secs(5);
-        let renewed = rig.ask(move |store| async move { store.renew_lease(lease, limit).await });
+        let renewed = rig.ask(move |store| async move { store.renew_lease(lease, limit, false).await });
         assert_eq!(renewed, Err(Trouble::LeaseGone));
         assert_eq!(rig.ask(move |store| async move { store.close_lease(lease).await }), Ok(()));
     }

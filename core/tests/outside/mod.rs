@@ -34,13 +34,14 @@ pub fn connect_apart(etcd: &Etcd, ttl: u64) -> Session {
 }
 
 pub fn connect_at(target: &str, ttl: u64) -> Session {
-    Session::connect(target, Options::default().ttl(Duration::from_secs(ttl))).expect("a session")
+    let options = Options::default().ttl(Duration::from_secs(ttl)).connect_timeout(LONG);
+    Session::connect(target, options).expect("a session")
 }
 
 /// A session of its own connections, apart from those of all other numbers. Sessions share them only
 /// if their options for it are the same, and a plain connection does not use this one.
 pub fn connect_nth(target: &str, ttl: u64, n: usize) -> Session {
-    let options = Options::default().ttl(Duration::from_secs(ttl)).server_name(format!("number-{n}"));
+    let options = Options::default().ttl(Duration::from_secs(ttl)).connect_timeout(LONG).server_name(format!("number-{n}"));
     Session::connect(target, options).expect("a session")
 }
 
@@ -248,13 +249,17 @@ struct Compaction {
     revision: i64,
 }
 
-/// The longest time in which a cluster committed nothing, as somebody sees who tries all the time.
+/// The longest time in which a cluster was of no use, as somebody sees who tries all the time on the same machine.
 pub struct Gaps {
     longest: Arc<Mutex<Duration>>,
     stop: Arc<AtomicBool>,
 }
 
 impl Gaps {
+    /// A moment between two elections is none: only when it has committed for so long could a client that
+    /// tries now and then have got through.
+    const OF_USE: Duration = Duration::from_millis(500);
+
     pub fn watch(cluster: &Cluster) -> Gaps {
         let gaps = Gaps { longest: Arc::default(), stop: Arc::default() };
         let (longest, stop) = (gaps.longest.clone(), gaps.stop.clone());
@@ -267,22 +272,28 @@ impl Gaps {
                     clients.push(client(endpoint, None).await.unwrap());
                 }
                 let [a, b, c] = &clients[..] else { unreachable!() };
-                let mut last = Instant::now();
+                let limit = Duration::from_millis(300);
+                // When it was last of use, when it last committed, and since when it has done so all the time.
+                let mut of_use = Instant::now();
+                let (mut last, mut since) = (of_use, of_use);
                 while !stop.load(Ordering::Relaxed) {
                     // All at once: whichever answers.
-                    let limit = Duration::from_millis(300);
                     let (a, b, c) = tokio::join!(
                         tokio::time::timeout(limit, put(a, "gap", "")),
                         tokio::time::timeout(limit, put(b, "gap", "")),
                         tokio::time::timeout(limit, put(c, "gap", "")),
                     );
-                    let committed = [a, b, c].into_iter().any(|put| matches!(put, Ok(Ok(_))));
+                    let now = Instant::now();
+                    if [a, b, c].into_iter().any(|put| matches!(put, Ok(Ok(_)))) {
+                        since = if now - last > limit { now } else { since };
+                        last = now;
+                    }
                     {
                         let mut longest = longest.lock().unwrap();
-                        *longest = (*longest).max(last.elapsed());
+                        *longest = (*longest).max(now - of_use);
                     }
-                    if committed {
-                        last = Instant::now();
+                    if last == now && now - since >= Self::OF_USE {
+                        of_use = now;
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }

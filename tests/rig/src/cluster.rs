@@ -222,7 +222,14 @@ impl Cluster {
             self.move_leader(others[0]);
         }
         let leader = self.wait_for_leader_among(&others);
-        let id = self.id_of(member).expect("a member that answers");
+        let until = Instant::now() + PATIENCE;
+        let id = loop {
+            if let Some(id) = self.id_of(member) {
+                break id;
+            }
+            assert!(Instant::now() < until, "member {member} does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        };
         // etcd refuses a change until all members have been connected for 5 s.
         let change = |cluster: &Cluster, path: &str, body: Value| {
             let until = Instant::now() + PATIENCE;

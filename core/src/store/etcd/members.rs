@@ -124,8 +124,15 @@ impl Members {
     /// Asks one member after the other, each a while after the one before and without giving up on
     /// that, and takes the first answer. For renewals, which may be sent any number of times: while
     /// the leader says nothing the other members say nothing either, each request that they pass on
-    /// to it is lost, and one that is sent a moment after an election is answered at once.
-    pub(super) async fn call_any<T, F>(&self, limit: Duration, request: impl Fn(Arc<Client>) -> F + Sync) -> Result<T, Trouble>
+    /// to it is lost, and one that is sent a moment after an election is answered at once. In a hurry
+    /// all members are asked each time, whatever they did before: a cluster that elects one leader
+    /// after another has only moments in which a renewal gets through, and only at some members.
+    pub(super) async fn call_any<T, F>(
+        &self,
+        limit: Duration,
+        hurry: bool,
+        request: impl Fn(Arc<Client>) -> F + Sync,
+    ) -> Result<T, Trouble>
     where
         T: Send,
         F: Future<Output = Result<T, Status>> + Send,
@@ -142,9 +149,11 @@ impl Members {
             let in_turn: Vec<_> = (0..count).map(|step| (first + count - step) % count).collect();
             let now = self.env.now();
             let usable: Vec<_> = in_turn.iter().copied().filter(|&member| self.health(member).aside_until <= now).collect();
-            let asked = if usable.is_empty() { in_turn } else { usable };
-            let member = asked[sent % asked.len()];
-            under_way.push((member, Box::pin(self.call_one(member, limit, &request))));
+            let asked = if usable.is_empty() || hurry { in_turn } else { usable };
+            let these = if hurry { &asked[..] } else { &asked[sent % asked.len()..][..1] };
+            for &member in these {
+                under_way.push((member, Box::pin(self.call_one(member, limit, &request))));
+            }
             sent += 1;
             let next = tokio::time::sleep(limit / ASKED_IN_A_LIMIT);
             tokio::pin!(next);
@@ -156,7 +165,7 @@ impl Members {
                             return Err(Trouble::Unavailable(why));
                         }
                         // The first may be a connection that has died of old age.
-                        Err(Trouble::Unavailable(_)) if sent == 1 => break,
+                        Err(Trouble::Unavailable(_)) if sent == 1 && under_way.is_empty() => break,
                         Err(Trouble::Unavailable(_)) => {}
                         answer => {
                             for (silent, _) in under_way.iter().filter(|(silent, _)| *silent != member) {
