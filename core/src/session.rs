@@ -202,9 +202,9 @@ impl SessionCore {
             }
             let left = lease.deadline().saturating_sub(now);
             let limit = (lease.ttl / 6).min(Duration::from_secs(2));
-            let hurry = left < lease.ttl / 2;
+            let hurry_from = lease.deadline().saturating_sub(lease.ttl / 2);
             self.stats.renewals.add();
-            match timeout(left, self.service.store.renew_lease(lease.id, limit, hurry)).await {
+            match timeout(left, self.service.store.renew_lease(lease.id, limit, hurry_from)).await {
                 Ok(Ok(())) => {
                     let asked = if is_on(Sabotage::DeadlineFromReceipt) { env.now() } else { now };
                     lease.renewed(asked, env.now());

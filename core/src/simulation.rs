@@ -343,6 +343,15 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_in_a_hurry_finds_the_one_member_that_answers_for_a_moment() {
+        for seed in 1..=30 {
+            for member in 0..3 {
+                assert!(super::schedule::survives_on_one_moment(seed, member), "seed {seed}, member {member}");
+            }
+        }
+    }
+
+    #[test]
     fn a_seed_replays_exactly() {
         for seed in 1..=50 {
             // Nor does it depend on the log's being kept.

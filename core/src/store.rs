@@ -192,8 +192,8 @@ impl fmt::Display for Trouble {
 pub(crate) trait Store: Send + Sync + 'static {
     /// Opens a lease; the answer is its id and the TTL that the store chose.
     fn open_lease(&self, ttl_seconds: i64) -> Reply<'_, (LeaseId, Duration)>;
-    /// Renews a lease for another TTL; each attempt has `limit`. In a hurry it asks wherever it can.
-    fn renew_lease(&self, lease: LeaseId, limit: Duration, hurry: bool) -> Reply<'_, ()>;
+    /// Renews a lease for another TTL; each attempt has `limit`. From `hurry_from` on it asks wherever it can.
+    fn renew_lease(&self, lease: LeaseId, limit: Duration, hurry_from: Duration) -> Reply<'_, ()>;
     /// Ends a lease, and with it all its tickets.
     fn close_lease(&self, lease: LeaseId) -> Reply<'_, ()>;
 

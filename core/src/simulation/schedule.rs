@@ -67,6 +67,30 @@ pub(super) fn run(seed: u64, keep_log: bool) -> Outcome {
     }
 }
 
+/// Whether a hold with a TTL of 5 s survives when, after it was granted, nobody answers but `member` of three, and that only
+/// for a moment when half of the TTL is gone.
+pub(super) fn survives_on_one_moment(seed: u64, member: usize) -> bool {
+    fastrand::seed(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without I/O").block_on(async {
+        let world = World::start(seed, false);
+        enter(&world).set_members(3);
+        let process = Process::new(0, world.clone(), 1.0);
+        let env = Env::simulated(process.clone());
+        let options = Options::default().ttl(Duration::from_secs(5));
+        let target = "http://member0:2379,http://member1:2379,http://member2:2379";
+        let session = Session::connect_in(|| Ok(env), target.into(), options).await.expect("all members are up");
+        let hold = session.mutex("x").expect("a name").lock().await.expect("nobody else is there");
+        (0..3).for_each(|member| enter(&world).set_member(member, Member::Silent));
+        sleep(3000 * MS).await;
+        enter(&world).set_member(member, Member::Up);
+        sleep(300 * MS).await;
+        enter(&world).set_member(member, Member::Silent);
+        sleep(2000 * MS).await;
+        hold.is_held()
+    })
+}
+
 struct Schedule {
     world: Shared,
     processes: Vec<Arc<Process>>,

@@ -131,11 +131,11 @@ impl Store for EtcdStore {
         })
     }
 
-    fn renew_lease(&self, lease: LeaseId, limit: Duration, hurry: bool) -> Reply<'_, ()> {
+    fn renew_lease(&self, lease: LeaseId, limit: Duration, hurry_from: Duration) -> Reply<'_, ()> {
         Box::pin(async move {
             // The TTL in the answer is always the granted one (`Renew` in etcd's lessor.go), or 0.
             let renew = |client: Arc<Client>| async move { client.renew(lease).await };
-            match self.members.call_any(limit, hurry, renew).await? {
+            match self.members.call_any(limit, hurry_from, renew).await? {
                 renewed if renewed.ttl > 0 => Ok(()),
                 _ => Err(Trouble::LeaseGone),
             }
@@ -562,7 +562,7 @@ mod tests {
         rig.ask(move |store| async move { store.close_lease(lease).await }).unwrap();
         assert_eq!(rig.enter(&rig.ticket(0)).unwrap_err(), Trouble::LeaseGone);
         let limit = Duration::from_secs(5);
-        let renewed = rig.ask(move |store| async move { store.renew_lease(lease, limit, false).await });
+        let renewed = rig.ask(move |store| async move { store.renew_lease(lease, limit, Duration::MAX).await });
         assert_eq!(renewed, Err(Trouble::LeaseGone));
         assert_eq!(rig.ask(move |store| async move { store.close_lease(lease).await }), Ok(()));
     }

@@ -164,7 +164,7 @@ impl Store for MemoryStore {
         })
     }
 
-    fn renew_lease(&self, lease: LeaseId, _limit: Duration, _hurry: bool) -> Reply<'_, ()> {
+    fn renew_lease(&self, lease: LeaseId, _limit: Duration, _hurry_from: Duration) -> Reply<'_, ()> {
         let now = self.env.now();
         self.request(|inner| {
             let lease = inner.leases.get_mut(&lease).ok_or(Trouble::LeaseGone)?;

@@ -130,7 +130,7 @@ impl Members {
     pub(super) async fn call_any<T, F>(
         &self,
         limit: Duration,
-        hurry: bool,
+        hurry_from: Duration,
         request: impl Fn(Arc<Client>) -> F + Sync,
     ) -> Result<T, Trouble>
     where
@@ -148,6 +148,7 @@ impl Members {
             // In the direction of `pick`: the member of the watches comes last.
             let in_turn: Vec<_> = (0..count).map(|step| (first + count - step) % count).collect();
             let now = self.env.now();
+            let hurry = now >= hurry_from;
             let usable: Vec<_> = in_turn.iter().copied().filter(|&member| self.health(member).aside_until <= now).collect();
             let asked = if usable.is_empty() || hurry { in_turn } else { usable };
             let these = if hurry { &asked[..] } else { &asked[sent % asked.len()..][..1] };
