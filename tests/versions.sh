@@ -48,7 +48,7 @@ build() {
     fi
 }
 
-cargo build --release --locked --quiet -p etcdlock --examples
+cargo build --release --locked --quiet -p etcdlock --example peer --example counter
 failed=()
 for line in "${lines[@]}"; do
     if [ "$line" = installed ]; then

@@ -6,8 +6,6 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:$PWD/.venv/bin"
 rust=(cargo test --release --locked)
 core=("${rust[@]}" -p etcdlock)
-# What core's tests run, and the examples that they start; the rest of core's examples is for other commands.
-core_targets=(--lib --tests --example peer --example driver --example counter)
 languages=(-p etcdlock-ffi -p etcdlock-python -p etcdlock-node -p etcdlock-uniffi)
 
 which=${1:-short}
@@ -15,7 +13,8 @@ short() {
     plan 60 "set-up: what is missing on this machine" tools/setup.sh test
     plan 110 "build: Rust, and the native part of every language" \
         cargo build --release --locked -p etcdlock-rig -p etcdlock-demo -p etcdlock-examples -p etcdlock-cli "${languages[@]}"
-    plan 90 "build: Rust's tests" "${rust[@]}" --no-run -p etcdlock -p etcdlock-rig -p etcdlock-cli "${core_targets[@]}" --bins
+    plan 90 "build: Rust's tests" bash -c 'cargo test --release --locked --no-run -p etcdlock -p etcdlock-rig -p etcdlock-cli --lib --bins --tests
+        cargo build --release --locked -p etcdlock --example peer --example driver --example counter'
 
     beside rust 20 "core: units, and behaviour in memory and on etcd" "${core[@]}" --lib --test behaviour --test events -- --skip simulation::
     beside rust 50 "core: on etcd" "${core[@]}" --test on_etcd

@@ -66,7 +66,7 @@ LANGUAGES = {
     "rust": Language(
         "Rust",
         [str(ROOT / "target/release/examples/driver")],
-        ["cargo build --release --locked --quiet -p etcdlock --examples"],
+        ["cargo build --release --locked --quiet -p etcdlock --example driver"],
         ["cargo"],
         {
             "connect": "Session::connect",
