@@ -266,8 +266,8 @@ impl Runner<'_> {
                 return if is_missing { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
             }
         };
-        let _guard = Guard::start(group, self.run.kill_after.min(hold.remaining() / 3));
         let terminal = Terminal::give_to(group);
+        let _guard = Guard::start(group, self.run.kill_after.min(hold.remaining() / 3));
         self.say.step(&format!("started {} as process {group}", program.to_string_lossy()));
         let events = self.events.clone();
         std::thread::spawn(move || wait_for(group, &events));
