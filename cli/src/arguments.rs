@@ -185,6 +185,9 @@ fn first_line(path: &str) -> Result<String, String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
+/// Ten years: a clock that counts from now can count so far.
+const LONGEST: f64 = 10.0 * 365.0 * 24.0 * 3600.0;
+
 /// `30s`, `5m`, `2h`, `500ms`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let rule = "write a number and a unit: 500ms, 30s, 5m or 2h (without a unit it is seconds)";
@@ -197,6 +200,9 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => number * 3600.0,
         _ => return Err(rule.to_owned()),
     };
+    if seconds > LONGEST {
+        return Err("at most ten years".to_owned());
+    }
     Duration::try_from_secs_f64(seconds).map_err(|_| rule.to_owned())
 }
 
@@ -217,7 +223,7 @@ pub(crate) fn generate(what: Generated) -> i32 {
                 std::iter::once(command.clone()).chain(command.get_subcommands().filter(|c| c.get_name() != "help").cloned());
             for page in pages {
                 if let Err(error) = clap_mangen::Man::new(page).render(&mut out) {
-                    eprintln!("etcdlock: {error}");
+                    crate::speak::complain(&error.to_string());
                     return exit::INTERNAL;
                 }
             }

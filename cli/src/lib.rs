@@ -2,8 +2,11 @@
 //! program.
 
 mod arguments;
+mod ending;
+mod guard;
 mod run;
 mod show;
+mod speak;
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -64,7 +67,7 @@ fn connect(connection: &arguments::Connection) -> Result<Session, Error> {
 
 /// Says what is wrong and returns the exit code for it.
 fn fail(error: &Error) -> i32 {
-    eprintln!("etcdlock: {error}");
+    speak::complain(&error.to_string());
     match error.kind() {
         ErrorKind::Timeout | ErrorKind::Busy => exit::NOT_ACQUIRED,
         ErrorKind::Lost => exit::LOST,

@@ -1,21 +1,26 @@
 //! `etcdlock run`: waits for the lock, runs the command in a process group of its own, and lets go
 //! when the whole group is gone.
 
-use std::io::{IsTerminal, Write};
+use std::collections::HashSet;
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use etcdlock::{Contender, Error, Hold, Loss, Session};
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, killpg, raise};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, killpg, raise, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use crate::arguments::Run;
+use crate::ending::{Ender, Limits, Why, is_alive, left_the_group, reap_orphans, signal_all};
+use crate::guard::Guard;
 use crate::show::{age, label};
+use crate::speak::{Speaker, complain};
 use crate::{exit, fail};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -24,13 +29,14 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 /// Signals that are meant for the command.
 const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// Those of them that ask it to end.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 enum Event {
     Connected(Result<Session, Error>),
     /// `None`: it is taken.
     Locked(Result<Option<Hold>, Error>),
     Queue(Vec<Contender>),
-    Lost(Loss),
     Signal(Signal),
     /// The command's first process stopped, or ended with this exit code.
     Stopped(Signal),
@@ -39,15 +45,28 @@ enum Event {
 
 pub(crate) fn run(run: &Run) -> i32 {
     let (events, inbox) = channel();
-    if let Err(error) = listen_for_signals(&events) {
-        eprintln!("etcdlock: signals cannot be received: {error}");
-        return exit::INTERNAL;
-    }
-    let say = Say { start: Instant::now(), verbose: run.verbose, quiet: run.quiet };
-    let mut runner = Runner { run, say, events, inbox, line_shown: false };
+    // All that can fail for want of a process or a thread comes before the lock.
+    let prepare = || -> std::io::Result<_> {
+        let ignored = set_signals_right()?;
+        let guard = Guard::start(run.kill_after)?;
+        listen_for_signals(ignored, &events)?;
+        Ok((guard, Speaker::start()?))
+    };
+    let (guard, speaker) = match prepare() {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            complain(&format!("what watches over the command cannot be started: {error}; nothing was locked"));
+            return exit::INTERNAL;
+        }
+    };
+    let say = Say { speaker, start: Instant::now(), verbose: run.verbose, quiet: run.quiet };
+    let mut runner = Runner { run, say, events, inbox, guard: Arc::new(guard), line_shown: false };
     match runner.go() {
         Ok(code) | Err(Stop::Code(code)) => code,
-        Err(Stop::Error(error)) => fail(&error),
+        Err(Stop::Error(error)) => {
+            drop(runner);
+            fail(&error)
+        }
     }
 }
 
@@ -63,6 +82,7 @@ impl From<Error> for Stop {
 }
 
 struct Say {
+    speaker: Speaker,
     start: Instant,
     verbose: bool,
     quiet: bool,
@@ -71,39 +91,54 @@ struct Say {
 impl Say {
     fn step(&self, text: &str) {
         if self.verbose {
-            eprintln!("etcdlock: {:8.3}s {text}", self.start.elapsed().as_secs_f64());
+            self.speaker.line(&format!("{:8.3}s {text}", self.start.elapsed().as_secs_f64()));
         }
     }
 
     fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("etcdlock: {text}");
+            self.speaker.line(text);
         }
+    }
+
+    fn error(&self, text: &str) {
+        self.speaker.line(text);
     }
 }
 
-/// Signals are caught, not blocked: in an interpreter there are other threads that would take them.
-fn listen_for_signals(events: &Sender<Event>) -> std::io::Result<()> {
-    // Else taking the terminal back from the command would stop us.
+/// Whoever starts us may have blocked signals, and ignored the end of children, for reasons of its own. What it ignores of
+/// the signals that are passed on, as `nohup` does, stays ignored: the answer has them.
+fn set_signals_right() -> std::io::Result<u64> {
     let mut stops = SigSet::empty();
+    // Else taking the terminal back from the command would stop us.
     stops.add(Signal::SIGTTOU);
-    stops.thread_block()?;
+    stops.thread_set_mask()?;
     let ignored = ignored_signals();
+    if ignored & (1 << (Signal::SIGCHLD as i32 - 1)) != 0 {
+        // SAFETY: the default action runs no handler.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    }
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_child_subreaper(true)?;
+    Ok(ignored)
+}
+
+/// Signals are caught, not blocked: in an interpreter there are other threads that would take them.
+fn listen_for_signals(ignored: u64, events: &Sender<Event>) -> std::io::Result<()> {
     let caught = PASSED_ON.iter().map(|signal| *signal as i32).filter(|number| ignored & (1 << (number - 1)) == 0);
     let mut signals = signal_hook::iterator::Signals::new(caught)?;
     let events = events.clone();
-    std::thread::spawn(move || {
+    std::thread::Builder::new().name("etcdlock-signals".into()).spawn(move || {
         for number in signals.forever() {
             let Ok(signal) = Signal::try_from(number) else { continue };
             if events.send(Event::Signal(signal)).is_err() {
                 return;
             }
         }
-    });
+    })?;
     Ok(())
 }
 
-/// What the caller told us to ignore, as `nohup` does, is ignored by the command too.
 fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -115,6 +150,7 @@ struct Runner<'a> {
     say: Say,
     events: Sender<Event>,
     inbox: Receiver<Event>,
+    guard: Arc<Guard>,
     line_shown: bool,
 }
 
@@ -124,20 +160,21 @@ impl Runner<'_> {
         let locked = self.lock(&session);
         self.clear_line();
         let hold = match locked {
-            Ok(hold) => hold,
+            Ok(hold) => Arc::new(hold),
             Err(stop) => {
                 let _ = session.close(RELEASE_LIMIT).wait();
                 return Err(stop);
             }
         };
         self.say.step(&format!("the lock {:?} is held, token {}", self.run.name, hold.token()));
-        let code = self.execute(&hold);
-        let released = hold.unlock().wait();
+        let code = self.execute(&hold, session.ttl());
+        self.guard.all_is_well();
+        let released = hold.unlock_in_place().wait();
         let _ = session.close(RELEASE_LIMIT).wait();
         match released {
             Ok(()) => self.say.step("released"),
             Err(error) if error.kind() == etcdlock::ErrorKind::Lost && code != exit::LOST => {
-                eprintln!("etcdlock: {error}");
+                self.say.error(&error.to_string());
                 return Ok(exit::LOST);
             }
             Err(error) if code != exit::LOST => self.say.note(&error.to_string()),
@@ -233,127 +270,129 @@ impl Runner<'_> {
             0..=2 => String::new(),
             length => format!(", {} waiting", length - 1),
         };
-        eprint!("\r\x1b[2K{spinner} waiting for {} for {}s{by}{ahead}", self.run.name, waited.as_secs());
-        let _ = std::io::stderr().flush();
+        let name = &self.run.name;
+        self.say.speaker.say(format!("\r\x1b[2K{spinner} waiting for {name} for {}s{by}{ahead}", waited.as_secs()));
         self.line_shown = true;
     }
 
     fn clear_line(&mut self) {
         if std::mem::take(&mut self.line_shown) {
-            eprint!("\r\x1b[2K");
+            self.say.speaker.say("\r\x1b[2K");
         }
     }
 
     /// Runs the command and returns when its whole process group is gone.
-    fn execute(&mut self, hold: &Hold) -> i32 {
-        let events = self.events.clone();
-        hold.on_lost(move |loss| drop(events.send(Event::Lost(loss))));
-        let (program, args) = (&self.run.command[0], &self.run.command[1..]);
-        let child = Command::new(program)
-            .args(args)
-            .env("ETCDLOCK_NAME", &self.run.name)
-            .env("ETCDLOCK_TOKEN", hold.token().to_string())
-            .stdin(ours(std::io::stdin()))
-            .stdout(ours(std::io::stdout()))
-            .stderr(ours(std::io::stderr()))
-            .process_group(0)
-            .spawn();
-        let group = match child {
-            Ok(child) => Pid::from_raw(child.id() as i32),
+    fn execute(&mut self, hold: &Arc<Hold>, ttl: Duration) -> i32 {
+        let terminal = Terminal::ours();
+        let spawned = self.prepare(hold, ttl, &terminal).and_then(|(ender, first, mut command)| {
+            let child = command.spawn()?;
+            let group = Pid::from_raw(child.id() as i32);
+            // First of all: from here on there is something to end.
+            ender.began(group);
+            let _ = first.send(group);
+            Ok((ender, group))
+        });
+        let program = self.run.command[0].to_string_lossy();
+        let (ender, group) = match spawned {
+            Ok(spawned) => spawned,
             Err(error) => {
-                eprintln!("etcdlock: {}: {error}", program.to_string_lossy());
+                self.say.error(&format!("{program}: {error}"));
                 let is_missing = error.kind() == std::io::ErrorKind::NotFound;
                 return if is_missing { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
             }
         };
-        let terminal = Terminal::give_to(group);
-        let _guard = Guard::start(group, self.run.kill_after.min(hold.remaining() / 3));
-        self.say.step(&format!("started {} as process {group}", program.to_string_lossy()));
-        let events = self.events.clone();
-        std::thread::spawn(move || wait_for(group, &events));
-        let code = self.follow(group, &terminal);
+        terminal.give_to(group);
+        self.say.step(&format!("started {program} as process {group}"));
+        let followed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.follow(group, hold, &ender, &terminal)));
+        let code = followed.unwrap_or_else(|_| {
+            // Whatever went wrong here, the command does not outlive the lock.
+            while is_alive(group) {
+                signal_all(group, self.guard.pid(), Signal::SIGKILL);
+                reap_orphans(group, self.guard.pid());
+                std::thread::sleep(TICK);
+            }
+            exit::INTERNAL
+        });
+        ender.done();
         terminal.take_back();
         code
     }
 
-    fn follow(&mut self, group: Pid, terminal: &Terminal) -> i32 {
+    /// What watches over the command, and the command itself, which has not been started yet.
+    fn prepare(&self, hold: &Arc<Hold>, ttl: Duration, terminal: &Terminal) -> std::io::Result<(Ender, Sender<Pid>, Command)> {
+        let limits = Limits { kill_after: self.run.kill_after, max_hold: self.run.max_hold };
+        let ender = Ender::start(hold.clone(), ttl, limits, self.guard.clone())?;
+        let (first, waited_for) = channel();
+        let events = self.events.clone();
+        std::thread::Builder::new().name("etcdlock-wait".into()).spawn(move || {
+            let _ = waited_for.recv().map(|pid| wait_for(pid, &events));
+        })?;
+        let (program, args) = (&self.run.command[0], &self.run.command[1..]);
+        let mut command = Command::new(program);
+        command.args(args).process_group(0);
+        command.env("ETCDLOCK_NAME", &self.run.name).env("ETCDLOCK_TOKEN", hold.token().to_string());
+        command.env_remove("ETCDLOCK_PASSWORD");
+        command.stdin(ours(std::io::stdin())).stdout(ours(std::io::stdout())).stderr(ours(std::io::stderr()));
+        let announce = self.guard.announcer()?;
+        let has_terminal = terminal.ours.is_some();
+        // SAFETY: between fork and exec it only makes system calls.
+        unsafe {
+            command.pre_exec(move || {
+                announce();
+                if has_terminal {
+                    let _ = tcsetpgrp(std::io::stdin(), Pid::this());
+                }
+                // What we have blocked is our own affair, SIGTTOU until now.
+                SigSet::empty().thread_set_mask()?;
+                Ok(())
+            });
+        }
+        Ok((ender, first, command))
+    }
+
+    fn follow(&mut self, group: Pid, hold: &Hold, ender: &Ender, terminal: &Terminal) -> i32 {
+        let guard = self.guard.pid();
         let mut code = None;
         let mut lost = false;
-        let mut kill_at = None;
-        let end_at = self.run.max_hold.map(|limit| Instant::now() + limit);
+        // Asked to end from outside: so must everything be that it has started.
+        let mut asked = false;
+        let mut kill_left_at = None;
+        let mut told = HashSet::new();
         loop {
             match self.inbox.recv_timeout(TICK) {
                 Ok(Event::Signal(signal)) => {
                     self.say.step(&format!("passing on {signal}"));
-                    let _ = killpg(group, signal);
+                    signal_all(group, guard, signal);
+                    asked |= ENDING.contains(&signal);
                 }
-                Ok(Event::Lost(loss)) if !lost => {
-                    lost = true;
-                    eprintln!("etcdlock: the lock {:?} is lost: {loss}; ending the command", self.run.name);
-                    kill_at = Some(self.end(group));
-                }
-                Ok(Event::Stopped(signal)) => terminal.follow_stop(group, signal),
+                Ok(Event::Stopped(signal)) => follow_stop(group, signal, hold, ender, terminal),
                 Ok(Event::Ended(ended)) => {
                     self.say.step(&format!("the command ended with {ended}"));
                     code = Some(ended);
                 }
                 _ => {}
             }
-            if !lost && end_at.is_some_and(|at| Instant::now() >= at) {
+            if let Some(why) = ender.why().filter(|_| !lost) {
                 lost = true;
-                eprintln!("etcdlock: the command ran longer than --max-hold; ending it");
-                kill_at = Some(self.end(group));
+                self.say.error(&match why {
+                    Why::Lost(loss) => format!("the lock {:?} is lost: {loss}; ending the command", self.run.name),
+                    Why::MaxHold => "the command ran longer than --max-hold; ending it".to_owned(),
+                });
             }
-            if kill_at.is_some_and(|at| Instant::now() >= at) {
-                kill_at = None;
-                self.say.step("it goes on, so it gets KILL");
-                let _ = killpg(group, Signal::SIGKILL);
-            }
-            if let Some(code) = code
-                && killpg(group, None) == Err(Errno::ESRCH)
-            {
+            reap_orphans(group, guard);
+            let Some(code) = code.filter(|_| !is_alive(group)) else { continue };
+            let left = if lost || asked { left_the_group(group, guard) } else { Vec::new() };
+            if left.is_empty() {
                 return if lost { exit::LOST } else { code };
             }
-        }
-    }
-
-    /// Asks the command to end, and says when to stop asking.
-    fn end(&self, group: Pid) -> Instant {
-        let _ = killpg(group, Signal::SIGTERM);
-        // A stopped process takes its signal only when it goes on.
-        let _ = killpg(group, Signal::SIGCONT);
-        Instant::now() + self.run.kill_after
-    }
-}
-
-/// Ends the command should we be killed ourselves, while the lock is still ours: `kill -9`, or the
-/// kernel out of memory. A shell, because it has to outlive us, and what runs us may be an interpreter.
-struct Guard(Option<Child>);
-
-impl Guard {
-    /// It waits for a line. The end of the pipe without one is our end.
-    const SCRIPT: &str = "trap '' INT TERM HUP QUIT TSTP; read -r _ && exit; \
-        kill -s TERM -- -$0 && kill -s CONT -- -$0 && sleep $1 && kill -s KILL -- -$0";
-
-    fn start(group: Pid, kill_after: Duration) -> Guard {
-        let seconds = format!("{:.1}", kill_after.as_secs_f64());
-        let shell = Command::new("/bin/sh")
-            .args(["-c", Guard::SCRIPT, &group.to_string(), &seconds])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        // Without a shell there is no guard; the lock is safe all the same, for its TTL.
-        Guard(shell.ok())
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(shell) = &mut self.0 {
-            let _ = shell.stdin.take().map(|mut pipe| pipe.write_all(b"\n"));
-            let _ = shell.wait();
+            // Some may have begun after the signal was sent.
+            let kill_at = *kill_left_at.get_or_insert_with(|| Instant::now().checked_add(self.run.kill_after));
+            let is_late = kill_at.is_some_and(|at| Instant::now() >= at);
+            for pid in left {
+                if is_late || told.insert(pid) {
+                    let _ = kill(pid, if is_late { Signal::SIGKILL } else { Signal::SIGTERM });
+                }
+            }
         }
     }
 }
@@ -387,16 +426,22 @@ fn wait_for(pid: Pid, events: &Sender<Event>) {
 
 /// The terminal, which the command's group gets while it runs: so Ctrl-C reaches it, once.
 struct Terminal {
-    /// Our own group, if the terminal was ours to give.
+    /// Our own group, if the terminal is ours to give.
     ours: Option<Pid>,
 }
 
 impl Terminal {
-    fn give_to(group: Pid) -> Terminal {
+    fn ours() -> Terminal {
         let stdin = std::io::stdin();
         let ours = getpgrp();
-        let is_ours = stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(ours) && tcsetpgrp(&stdin, group).is_ok();
-        Terminal { ours: is_ours.then_some(ours) }
+        Terminal { ours: (stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(ours)).then_some(ours) }
+    }
+
+    /// As shells do: the command takes it before it begins, and we give it, whoever is first.
+    fn give_to(&self, group: Pid) {
+        if self.ours.is_some() {
+            let _ = tcsetpgrp(std::io::stdin(), group);
+        }
     }
 
     fn take_back(&self) {
@@ -404,18 +449,25 @@ impl Terminal {
             let _ = tcsetpgrp(std::io::stdin(), ours);
         }
     }
+}
 
-    /// The command was stopped. By Ctrl-Z: stop as well, and go on together. Because it read from
-    /// the terminal before it had it: go on.
-    fn follow_stop(&self, group: Pid, signal: Signal) {
-        if self.ours.is_none() {
-            return;
-        }
-        if signal == Signal::SIGTSTP || signal == Signal::SIGSTOP {
-            self.take_back();
-            let _ = raise(Signal::SIGSTOP);
-            let _ = tcsetpgrp(std::io::stdin(), group);
-        }
-        let _ = killpg(group, Signal::SIGCONT);
+/// The command was stopped. By Ctrl-Z: stop as well, and go on together, if the lock is still ours by then. Because it read from
+/// the terminal before it had it: go on.
+fn follow_stop(group: Pid, signal: Signal, hold: &Hold, ender: &Ender, terminal: &Terminal) {
+    if terminal.ours.is_none() {
+        return;
     }
+    if signal == Signal::SIGTSTP || signal == Signal::SIGSTOP {
+        ender.stopped(group, true);
+        // The guard has to know before we stop.
+        std::thread::sleep(Duration::from_millis(50));
+        terminal.take_back();
+        let _ = raise(Signal::SIGSTOP);
+        if !hold.is_held() {
+            return ender.end(group, Why::Lost(hold.loss().unwrap_or(Loss::Deadline)));
+        }
+        terminal.give_to(group);
+        ender.stopped(group, false);
+    }
+    let _ = killpg(group, Signal::SIGCONT);
 }

@@ -302,36 +302,73 @@ fn what_nohup_ignores_is_ignored_by_the_command() {
     assert_eq!(child.wait().unwrap().code(), Some(4));
 }
 
+/// A command under the lock on a terminal of its own; `None` where no terminal can be had.
+struct OnTerminal {
+    script: Child,
+    keys: std::process::ChildStdin,
+    _folder: tempfile::TempDir,
+}
+
+impl OnTerminal {
+    fn start(options: &str, command: &str) -> Option<OnTerminal> {
+        if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
+            println!("SKIPPED: util-linux's script is not installed, so there is no terminal");
+            return None;
+        }
+        take_signals();
+        let folder = tempfile::tempdir().unwrap();
+        let runner = folder.path().join("run.sh");
+        let etcdlock = env!("CARGO_BIN_EXE_etcdlock");
+        let quoted = command.replace('\'', "'\\''");
+        std::fs::write(&runner, format!("exec {etcdlock} run {options} -- sh -c '{quoted}'\n")).unwrap();
+        let mut script = Command::new("script")
+            .args(["-qefc", &format!("exec sh {}", runner.display()), "/dev/null"])
+            .env("ETCDLOCK_ENDPOINTS", etcd().endpoint())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let keys = script.stdin.take().unwrap();
+        let mut seen = String::new();
+        while !seen.contains("ready") {
+            let mut bytes = [0; 64];
+            let n = script.stdout.as_mut().unwrap().read(&mut bytes).unwrap();
+            assert!(n > 0, "it ended early: {seen}");
+            seen.push_str(&text(&bytes[..n]));
+        }
+        Some(OnTerminal { script, keys, _folder: folder })
+    }
+
+    fn press(&mut self, key: u8) {
+        self.keys.write_all(&[key]).unwrap();
+    }
+}
+
 #[test]
 fn ctrl_c_on_a_terminal_reaches_the_command_once() {
-    if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
-        println!("SKIPPED: util-linux's script is not installed, so there is no terminal");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
-    let (file, runner) = (folder.path().join("signals"), folder.path().join("run.sh"));
-    let etcdlock = env!("CARGO_BIN_EXE_etcdlock");
-    let script = noting_script(&file).replace('\'', "'\\''");
-    std::fs::write(&runner, format!("exec {etcdlock} run terminal -- sh -c '{script}'\n")).unwrap();
-    let mut child = Command::new("script")
-        .args(["-qefc", &format!("sh {}", runner.display()), "/dev/null"])
-        .env("ETCDLOCK_ENDPOINTS", etcd().endpoint())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut seen = String::new();
-    while !seen.contains("ready") {
-        let mut bytes = [0; 64];
-        let n = stdout.read(&mut bytes).unwrap();
-        assert!(n > 0, "it ended early: {seen}");
-        seen.push_str(&text(&bytes[..n]));
-    }
-    stdin.write_all(&[3]).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let file = folder.path().join("signals");
+    let Some(mut terminal) = OnTerminal::start("terminal", &noting_script(&file)) else { return };
+    terminal.press(3);
+    assert_eq!(terminal.script.wait().unwrap().code(), Some(7));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "int\n");
+}
+
+#[test]
+fn row_50_after_ctrl_z_past_the_ttl_the_command_does_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, seen) = (folder.path().join("work"), folder.path().join("seen"));
+    let Some(mut terminal) = OnTerminal::start("--ttl 2s suspended", &working(&file)) else { return };
+    until("it works", || length(&file) > 0);
+    terminal.press(26);
+    let script = format!("wc -c < {} > {}", file.display(), seen.display());
+    let next = etcdlock(&["run", "suspended", "--", "sh", "-c", &script]).output().unwrap();
+    assert_eq!(code(&next), 0, "{}", text(&next.stderr));
+    let then: u64 = std::fs::read_to_string(&seen).unwrap().trim().parse().unwrap();
+    // `script` stops with it, and goes on with it.
+    signal(&terminal.script, Signal::SIGCONT);
+    assert_eq!(terminal.script.wait().unwrap().code(), Some(74));
+    assert_eq!(then, length(&file), "it went on beside the next holder");
 }
 
 #[test]
@@ -426,4 +463,192 @@ fn man_page_and_completions_are_generated() {
         let output = etcdlock(&["generate", what]).output().unwrap();
         assert!(code(&output) == 0 && text(&output.stdout).contains(part), "{what}");
     }
+}
+
+// ---- between the loss and the end of the command ---------------------------------------------
+
+/// A command that works on until it is ended, and says in a file when it still does.
+fn working(file: &Path) -> String {
+    format!("echo ready; while :; do echo at work >> {}; sleep 0.05; done", file.display())
+}
+
+fn length(file: &Path) -> u64 {
+    std::fs::metadata(file).map_or(0, |data| data.len())
+}
+
+/// Whether nothing is written to it any more.
+fn is_quiet(file: &Path) -> bool {
+    let before = length(file);
+    std::thread::sleep(Duration::from_millis(500));
+    length(file) == before
+}
+
+fn take_away(etcd: &Etcd) -> bool {
+    let Some(leases) = etcd.etcdctl(&["lease", "list"]) else {
+        println!("SKIPPED: etcdctl is not installed, so no lease can be revoked");
+        return false;
+    };
+    for lease in leases.lines().skip(1) {
+        etcd.etcdctl(&["lease", "revoke", lease.trim()]);
+    }
+    true
+}
+
+#[test]
+fn row_48_whatever_becomes_of_standard_error_the_command_ends_when_the_lock_is_lost() {
+    type Broken = fn() -> Stdio;
+    let full: Broken = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into();
+    let gone: Broken = || std::io::pipe().unwrap().1.into();
+    // Nobody reads, and there is no room for another byte.
+    let unread: Broken = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        std::mem::forget(reader);
+        let mut filled = writer.try_clone().unwrap();
+        nix::fcntl::fcntl(&filled, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+        while filled.write(&[b'x'; 512]).is_ok() {}
+        nix::fcntl::fcntl(&filled, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+        writer.into()
+    };
+    for (name, stderr) in [("full", full), ("gone", gone), ("unread", unread)] {
+        for max_hold in [false, true] {
+            let etcd = Etcd::start();
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("work");
+            let mut args = vec!["run", "--verbose", "--kill-after", "1s"];
+            if max_hold {
+                args.extend(["--max-hold", "500ms"]);
+            }
+            let script = format!("exec 2> /dev/null; {}", working(&file));
+            args.extend(["silent", "--", "sh", "-c", &script]);
+            let mut child = etcdlock_at(&etcd.endpoint(), &args).stderr(stderr()).spawn().unwrap();
+            assert_eq!(first_line(&mut child), "ready");
+            if !max_hold && !take_away(&etcd) {
+                return;
+            }
+            assert_eq!(child.wait().unwrap().code(), Some(74), "{name}, max_hold {max_hold}");
+            assert!(is_quiet(&file), "{name}: the command is still at work");
+        }
+    }
+}
+
+#[test]
+fn row_48_durations_that_no_clock_can_count_are_refused() {
+    for option in ["--max-hold", "--kill-after", "--timeout", "--ttl"] {
+        let output = etcdlock(&["run", option, "1e19s", "long", "--", "true"]).output().unwrap();
+        assert_eq!(code(&output), 64, "{option}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn row_48_stopped_alone_etcdlock_does_not_keep_the_command_past_the_deadline() {
+    let etcd = Etcd::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("work");
+    let args = ["run", "--ttl", "3s", "stopped", "--", "sh", "-c", &working(&file)];
+    let mut child = etcdlock_at(&etcd.endpoint(), &args).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    signal(&child, Signal::SIGSTOP);
+    // Whoever is next writes the length of the file when it gets in.
+    let seen = folder.path().join("seen");
+    let script = format!("wc -c < {} > {}", file.display(), seen.display());
+    let next = etcdlock_at(&etcd.endpoint(), &["run", "stopped", "--", "sh", "-c", &script]).output().unwrap();
+    assert_eq!(code(&next), 0, "{}", text(&next.stderr));
+    let then: u64 = std::fs::read_to_string(&seen).unwrap().trim().parse().unwrap();
+    assert_eq!(then, length(&file), "the first was still at work when the second began");
+    signal(&child, Signal::SIGCONT);
+    assert_eq!(child.wait().unwrap().code(), Some(74));
+    assert_eq!(then, length(&file));
+}
+
+#[test]
+fn row_49_what_leaves_the_group_is_ended_too() {
+    if Command::new("setsid").arg("--version").stdout(Stdio::null()).status().is_err() {
+        println!("SKIPPED: util-linux's setsid is not installed");
+        return;
+    }
+    for lost in [true, false] {
+        let etcd = Etcd::start();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("work");
+        // As under timeout(1) or a shell with job control: a group of its own, and an orphan in a session of its own.
+        let inner = working(&file).replace("echo ready; ", "");
+        let script = format!("setsid sh -c '{inner}' & setsid sh -c '(sh -c \"{inner}\" &)'; echo ready; wait");
+        let args = ["run", "--kill-after", "1s", "left", "--", "sh", "-c", &script];
+        let mut child = etcdlock_at(&etcd.endpoint(), &args).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        until("it works", || length(&file) > 100);
+        if lost && !take_away(&etcd) {
+            return;
+        } else if !lost {
+            signal(&child, Signal::SIGTERM);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(if lost { 74 } else { 143 }), "lost {lost}");
+        assert!(is_quiet(&file), "lost {lost}: something is still at work");
+    }
+}
+
+/// As PID 1 of a container has it, where that can be made.
+#[test]
+fn row_49_as_the_first_process_and_below_one_that_collects_nobody_it_returns_and_lets_go() {
+    let can = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).stderr(Stdio::null()).status();
+    if !can.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: no process namespace can be made here");
+        return;
+    }
+    take_signals();
+    let orphan = "(sleep 0.5 &) ; exit 6";
+    let etcdlock = env!("CARGO_BIN_EXE_etcdlock");
+    let careless = format!("trap '' CHLD; {etcdlock} run careless -- sh -c '{orphan}'; exit $?");
+    for args in [&[etcdlock, "run", "first", "--", "sh", "-c", orphan][..], &["sh", "-c", &careless][..]] {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]).args(args);
+        let output = command.env("ETCDLOCK_ENDPOINTS", etcd().endpoint()).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(code(&output), 6, "{args:?}: {}", text(&output.stderr));
+    }
+    assert_eq!(queue_length("first") + queue_length("careless"), 0);
+    // `docker stop`: TERM to the first process, whose command waits for a child.
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--", etcdlock, "run", "stop", "--", "sh", "-c"]);
+    command.arg("echo ready; sleep 100; true").env("ETCDLOCK_ENDPOINTS", etcd().endpoint());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "ready");
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    kill(Pid::from_raw(children.trim().parse().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(queue_length("stop"), 0);
+}
+
+#[test]
+fn row_50_signals_that_the_starter_has_blocked_or_ignored_are_set_right() {
+    use std::os::unix::process::CommandExt;
+    let start = |script: &str, prepare: fn()| {
+        let mut command = etcdlock(&["run", "masks", "--", "sh", "-c", script]);
+        // SAFETY: a system call alone.
+        unsafe {
+            command.pre_exec(move || {
+                prepare();
+                Ok(())
+            })
+        };
+        command.spawn().unwrap()
+    };
+    let ignore_children: fn() = || {
+        // SAFETY: to ignore a signal runs no handler.
+        let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    };
+    assert_eq!(start("exit 3", ignore_children).wait().unwrap().code(), Some(3));
+    let block_all: fn() = || {
+        let _ = nix::sys::signal::SigSet::all().thread_set_mask();
+    };
+    let mut blocked = start("echo $(grep SigBlk /proc/self/status); sleep 100", block_all);
+    assert_eq!(first_line(&mut blocked), "SigBlk: 0000000000000000", "the command has nothing blocked");
+    signal(&blocked, Signal::SIGTERM);
+    assert_eq!(blocked.wait().unwrap().code(), Some(143));
+}
+
+#[test]
+fn row_53_the_command_does_not_get_the_password() {
+    let mut command = etcdlock(&["run", "secret", "--", "sh", "-c", "echo \"$ETCDLOCK_NAME ${ETCDLOCK_PASSWORD-none}\""]);
+    let output = command.env("ETCDLOCK_USER", "somebody").env("ETCDLOCK_PASSWORD", "hunter2").output().unwrap();
+    assert_eq!(text(&output.stdout), "secret none\n");
 }
