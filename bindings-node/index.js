@@ -3,6 +3,8 @@
 // What users see. All that is about locks is in the core; here calls get numbers, and the results that
 // the core's own thread sends by post settle them. See index.d.ts for what everything means.
 
+const { setMaxListeners } = require('node:events')
+const { isUint8Array } = require('node:util').types
 const { isMainThread } = require('node:worker_threads')
 const { PostBox, isHeld, shutdown } = require('./native.js')
 
@@ -22,6 +24,13 @@ class EtcdLockError extends Error {
   get name() {
     return 'EtcdLockError'
   }
+}
+
+/** Any number may listen to a signal that is made to be given away. */
+function loudController() {
+  const controller = new AbortController()
+  setMaxListeners(0, controller.signal)
+  return controller
 }
 
 const invalid = (message) => new EtcdLockError('ETCDLOCK_INVALID', message)
@@ -188,7 +197,8 @@ function bytes(name, value) {
     wellFormed(name, value)
     return Buffer.from(value)
   }
-  if (value instanceof Uint8Array) return value
+  // Also one of another realm, as `vm` and jest's jsdom have.
+  if (isUint8Array(value)) return value
   throw invalid(`${name} ${show(value)} is neither a string nor a Uint8Array`)
 }
 
@@ -408,7 +418,7 @@ class Hold {
 
   get signal() {
     const state = this.#state
-    const controller = (state.controller ??= new AbortController())
+    const controller = (state.controller ??= loudController())
     if (controller.signal.aborted || state.released) return controller.signal
     const abort = ({ code, message }) => controller.abort(new EtcdLockError(code, message))
     // The news may still be waiting for the event loop.

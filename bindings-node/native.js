@@ -1,24 +1,29 @@
 'use strict'
 
-// Finds the native part: beside this file in a checkout, else in the package for this platform.
+// Finds the native part: beside this file in a checkout, else in the package for this platform. Each name is written out, and
+// stands in a `try`: so bundlers find what they have to take along, and do without what is not there.
 
 function load() {
-  const abis = process.platform === 'linux' ? ['-gnu', '-musl'] : ['']
+  const here = `${process.platform}-${process.arch}`
   const reasons = []
-  for (const abi of abis) {
-    const platform = `${process.platform}-${process.arch}${abi}`
-    for (const place of [`./etcdlock.${platform}.node`, `etcdlock-${platform}`]) {
-      try {
-        return require(place)
-      } catch (error) {
-        reasons.push(`${place}: ${error.message.split('\n', 1)[0]}`)
-      }
+  const missed = (place, error) => reasons.push(`\n  ${place}: ${error.message.split('\n', 1)[0]}`)
+  if (here === 'linux-x64') {
+    try {
+      return require('./etcdlock.linux-x64-gnu.node')
+    } catch (error) {
+      missed('./etcdlock.linux-x64-gnu.node', error)
+    }
+    try {
+      return require('etcdlock-linux-x64-gnu')
+    } catch (error) {
+      missed('etcdlock-linux-x64-gnu', error)
     }
   }
   throw new Error(
-    `etcdlock has no native part for ${process.platform} ${process.arch} here. It comes as the optional package ` +
-      `etcdlock-${process.platform}-${process.arch}${abis[0]}; install without --omit=optional, and on the platform it runs on.\n  ` +
-      reasons.join('\n  '),
+    `etcdlock has no native part for ${process.platform} ${process.arch} here. ` +
+      (reasons.length
+        ? `It comes as the optional package etcdlock-linux-x64-gnu; install without --omit=optional, and on the platform it runs on.${reasons.join('')}`
+        : 'There is one for linux x64.'),
   )
 }
 

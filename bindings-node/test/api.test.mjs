@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { after, before, describe, it } from 'node:test'
 import { inspect } from 'node:util'
+import { runInNewContext } from 'node:vm'
 import * as etcdlock from '../index.mjs'
 import { etcdctl, freshName, keysAreGone, keysOf, lost, start, stores, tick, until } from './support.mjs'
 
@@ -34,6 +35,17 @@ for (const [store, target] of stores) {
       assert.equal(inspect(hold), `Hold { name: "a😀", token: ${hold.token}, held: true }`)
       assert.equal(inspect(mutex), 'Mutex { name: "a😀", held: true }')
       assert.equal(inspect(session), `Session { lease: ${session.leaseId}, ttl: ${session.ttl} }`)
+      await hold.unlock()
+    })
+
+    it('row 54: takes bytes of another realm, and any number of listeners to a signal of its own', async () => {
+      const hold = await session.mutex(freshName()).lock()
+      const key = `${freshName()}/state`
+      await hold.put(key, runInNewContext('Uint8Array.of(112, 97, 105, 100)'))
+      assert.equal((await hold.get(key)).toString(), 'paid')
+      for (let n = 0; n < 20; n++) hold.signal.addEventListener('abort', () => {})
+      await tick()
+      assert.deepEqual(warnings.filter((warning) => warning.name === 'MaxListenersExceededWarning'), [])
       await hold.unlock()
     })
 

@@ -1,7 +1,6 @@
 //! The command line, and help that teaches by example.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -229,10 +228,8 @@ pub(crate) fn generate(what: Generated) -> i32 {
             }
         }
     }
-    match std::io::stdout().write_all(&out) {
-        Ok(()) => exit::OK,
-        Err(_) => exit::INTERNAL,
-    }
+    crate::show::print(&String::from_utf8_lossy(&out));
+    exit::OK
 }
 
 #[cfg(test)]

@@ -120,10 +120,12 @@ fn watch(pipe: &UnixStream, kill_after: Duration) -> ! {
                 continue;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                if until.is_none_or(|(at, _)| Instant::now() < at) {
-                    continue;
-                }
+            // It may have woken a little early.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+                    && until.is_none_or(|(at, _)| Instant::now() < at) =>
+            {
+                continue;
             }
             _ => {}
         }

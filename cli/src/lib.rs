@@ -24,6 +24,8 @@ mod exit {
     pub(crate) const INTERNAL: i32 = 70;
     /// The lock was lost while the command ran.
     pub(crate) const LOST: i32 = 74;
+    /// What was asked for cannot be written to standard output (`EX_IOERR`; the same number).
+    pub(crate) const OUTPUT: i32 = 74;
     /// The lock was not acquired.
     pub(crate) const NOT_ACQUIRED: i32 = 75;
     pub(crate) const DENIED: i32 = 77;
@@ -41,8 +43,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> i32 {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version come this way too, and are no error.
+            if !error.use_stderr() {
+                show::print(&error.render().to_string());
+                return exit::OK;
+            }
             let _ = error.print();
-            return if error.use_stderr() { exit::USAGE } else { exit::OK };
+            return exit::USAGE;
         }
     };
     let result = match &arguments.command {

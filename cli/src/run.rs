@@ -20,7 +20,7 @@ use crate::arguments::Run;
 use crate::ending::{Ender, Limits, Why, is_alive, left_the_group, reap_orphans, signal_all};
 use crate::guard::Guard;
 use crate::show::{age, label};
-use crate::speak::{Speaker, complain};
+use crate::speak::{Speaker, complain, short};
 use crate::{exit, fail};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -270,7 +270,7 @@ impl Runner<'_> {
             0..=2 => String::new(),
             length => format!(", {} waiting", length - 1),
         };
-        let name = &self.run.name;
+        let name = short(&self.run.name);
         self.say.speaker.say(format!("\r\x1b[2K{spinner} waiting for {name} for {}s{by}{ahead}", waited.as_secs()));
         self.line_shown = true;
     }

@@ -1,11 +1,13 @@
 //! What is held and who waits: as a table, as JSON, and live.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use etcdlock::blocking::Session;
 use etcdlock::{Contender, Error, Queue};
 use serde_json::{Value, json};
+
+use crate::speak::{complain, short};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -14,7 +16,7 @@ pub(crate) fn status(session: &Session, name: &str, as_json: bool) -> Result<(),
     if as_json {
         print(&format!("{}\n", queue_json(name, &contenders)));
     } else if contenders.is_empty() {
-        print(&format!("{name} is free\n"));
+        print(&format!("{} is free\n", short(name)));
     } else {
         print(&table(&contenders));
     }
@@ -54,14 +56,15 @@ pub(crate) fn watch(session: &Session, name: &str, prefix: bool) -> Result<(), E
             print("\x1b[H\x1b[2J");
             for (name, contenders) in &queues {
                 let table = if contenders.is_empty() { "  free\n".to_owned() } else { table(contenders) };
-                print(&format!("\x1b[1m{name}\x1b[0m\n{table}\n"));
+                print(&format!("\x1b[1m{}\x1b[0m\n{table}\n", short(name)));
             }
             print("Ctrl-C ends this.\n");
         } else if shown.as_ref() != Some(&state) {
             for (name, contenders) in &queues {
                 let holder = contenders.first().map_or("free".to_owned(), |holder| format!("held by {}", label(holder)));
                 let waiting = contenders.len().saturating_sub(1);
-                print(&format!("{:.1}s {name} {holder}, {waiting} waiting\n", start.elapsed().as_secs_f64()));
+                let (seconds, name) = (start.elapsed().as_secs_f64(), short(name));
+                print(&format!("{seconds:.1}s {name} {holder}, {waiting} waiting\n"));
             }
         }
         shown = Some(state);
@@ -71,7 +74,7 @@ pub(crate) fn watch(session: &Session, name: &str, prefix: bool) -> Result<(), E
 
 /// The label of a contender, or its key for clients that leave none.
 pub(crate) fn label(contender: &Contender) -> String {
-    if contender.owner.is_empty() { contender.key.clone() } else { contender.owner.clone() }
+    short(if contender.owner.is_empty() { &contender.key } else { &contender.owner })
 }
 
 pub(crate) fn age(age: Option<Duration>) -> String {
@@ -86,7 +89,7 @@ pub(crate) fn age(age: Option<Duration>) -> String {
 fn table(contenders: &[Contender]) -> String {
     let mut rows = vec![["", "OWNER", "HOST", "PID", "LANGUAGE", "TOKEN", "SINCE"].map(str::to_owned)];
     for contender in contenders {
-        let text = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+        let text = |text: &str| if text.is_empty() { "-".to_owned() } else { short(text) };
         let pid = if contender.pid == 0 { "-".into() } else { contender.pid.to_string() };
         rows.push([
             if contender.is_holder { "holds" } else { "waits" }.to_owned(),
@@ -106,7 +109,7 @@ fn names(queues: &[Queue]) -> String {
     for queue in queues {
         let Some(holder) = queue.contenders.first() else { continue };
         let waiting = (queue.contenders.len() - 1).to_string();
-        rows.push([queue.name.clone(), label(holder), holder.token.to_string(), age(holder.age), waiting]);
+        rows.push([short(&queue.name), label(holder), holder.token.to_string(), age(holder.age), waiting]);
     }
     columns(&rows)
 }
@@ -133,10 +136,15 @@ fn queue_json(name: &str, contenders: &[Contender]) -> Value {
     json!({ "name": name, "contenders": contenders })
 }
 
-/// A reader that went away, such as `head`, is no reason to complain.
-fn print(text: &str) {
+/// Prints or ends the program: a reader that went away, such as `head`, is no reason to complain; a full disk is.
+pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(crate::exit::OK);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(crate::exit::OK),
+        Err(error) => {
+            complain(&format!("standard output cannot be written: {error}"));
+            std::process::exit(crate::exit::OUTPUT);
+        }
     }
 }

@@ -12,7 +12,24 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Says something at once, for those who have nothing else to do.
 pub(crate) fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "etcdlock: {text}");
+    let _ = writeln!(std::io::stderr(), "etcdlock: {}", plain(text));
+}
+
+/// What others have written, for a terminal or a log: what would move the cursor, colour, turn the writing round or begin a line
+/// of its own is spelled out.
+pub(crate) fn plain(text: &str) -> String {
+    let spell = |c: char| match c {
+        '"' | '\'' | '\\' => String::from(c),
+        c => c.escape_debug().to_string(),
+    };
+    text.chars().map(spell).collect()
+}
+
+/// The same, not longer than a person reads.
+pub(crate) fn short(text: &str) -> String {
+    const MOST: usize = 100;
+    let start: String = text.chars().take(MOST).collect();
+    plain(&start) + if start.len() < text.len() { "…" } else { "" }
 }
 
 /// Says things from a thread of its own.
@@ -40,7 +57,7 @@ impl Speaker {
     }
 
     pub(crate) fn line(&self, text: &str) {
-        self.say(format!("etcdlock: {text}\n"));
+        self.say(format!("etcdlock: {}\n", plain(text)));
     }
 }
 
@@ -48,5 +65,20 @@ impl Drop for Speaker {
     fn drop(&mut self) {
         self.words = None;
         let _ = self.all_said.recv_timeout(PATIENCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{plain, short};
+
+    #[test]
+    fn what_others_have_written_is_shown_harmlessly() {
+        assert_eq!(plain("worker-7 \"a\" 'b' c\\d é 日本"), "worker-7 \"a\" 'b' c\\d é 日本");
+        for hostile in ["\x1b[2J", "a\nholds  me", "\r", "\u{202e}txt", "\u{200b}", "\u{9b}31m", "\u{2028}", "\0"] {
+            let shown = plain(hostile);
+            assert!(shown.chars().all(|c| !c.is_control() && !"\u{202e}\u{200b}\u{2028}".contains(c)), "{shown:?}");
+        }
+        assert_eq!(short(&"x".repeat(70_000)).chars().count(), 101);
     }
 }

@@ -652,3 +652,25 @@ fn row_53_the_command_does_not_get_the_password() {
     let output = command.env("ETCDLOCK_USER", "somebody").env("ETCDLOCK_PASSWORD", "hunter2").output().unwrap();
     assert_eq!(text(&output.stdout), "secret none\n");
 }
+
+#[test]
+fn row_52_hostile_texts_are_shown_harmlessly_and_a_full_disk_is_no_success() {
+    let owner = "\x1b[2J\u{202e}\nholds  forged";
+    let mut child = etcdlock(&["run", "--owner", owner, "hostile\x1b[31m", "--", "sh", "-c", "echo held; cat"]);
+    let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
+    assert_eq!(first_line(&mut child), "held");
+    for args in [&["status", "hostile\x1b[31m"][..], &["list", "hostile"]] {
+        let output = etcdlock(args).output().unwrap();
+        let shown = text(&output.stdout);
+        assert_eq!((code(&output), shown.lines().count()), (0, 2), "{shown:?}");
+        assert!(!shown.contains(['\x1b', '\u{202e}']), "{shown:?}");
+        let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert_eq!(etcdlock(args).stdout(full()).output().unwrap().status.code(), Some(74));
+    }
+    let output = etcdlock(&["run", "--try", "hostile\x1b[31m", "--", "true"]).output().unwrap();
+    assert!(code(&output) == 75 && !output.stderr.contains(&b'\x1b'), "{}", text(&output.stderr));
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    let long = etcdlock(&["run", "--owner", &"x".repeat(70_000), "long-owner", "--", "true"]).output().unwrap();
+    assert_eq!(code(&long), 64, "{}", text(&long.stderr));
+}

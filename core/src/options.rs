@@ -17,6 +17,8 @@ const MIN_TTL: Duration = Duration::from_secs(2);
 /// etcd refuses more than 9,000,000,000 s; a day is more than any lock should survive its holder.
 const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_NAME: usize = 1024;
+/// Others read it, in a terminal.
+const MAX_OWNER: usize = 1024;
 const MAX_HOLD: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Options of a [`Session`](crate::Session). `Options::default()` is right for most.
@@ -171,6 +173,10 @@ impl Options {
             (None, Some(_)) => return Err(Error::invalid("key is given without cert")),
             _ => {}
         }
+        if self.owner.as_ref().is_some_and(|owner| owner.len() > MAX_OWNER) {
+            let length = self.owner.as_ref().map_or(0, String::len);
+            return Err(Error::invalid(format!("owner has {length} bytes: at most {MAX_OWNER}")));
+        }
         if self.namespace.len() > MAX_NAME || self.namespace.contains('\0') {
             return Err(Error::invalid("namespace must be at most 1,024 bytes and have no NUL"));
         }
@@ -246,8 +252,25 @@ fn read_pem(what: &str, pem_or_path: String) -> Result<String> {
         return Ok(pem_or_path);
     }
     std::fs::read_to_string(&pem_or_path).map_err(|error| {
-        Error::invalid(format!("{what} {pem_or_path:?} is neither PEM text nor a file that can be read: {error}"))
+        // A key that lacks its first line looks like a path, and is none to be shown.
+        let shown = match pem_or_path.len() {
+            length if what == "key" || length > 256 || pem_or_path.contains('\n') => format!("(of {length} bytes, not shown)"),
+            _ => format!("{pem_or_path:?}"),
+        };
+        Error::invalid(format!(
+            "{what} {shown} is neither PEM text with its BEGIN line nor the path of a file that can be read: {error}"
+        ))
     })
+}
+
+/// A target without what may be a user and a password in it.
+fn without_user(text: &str) -> String {
+    let hide = |part: &str| match (part.rsplit_once('@'), part.split_once("://")) {
+        (None, _) => part.to_owned(),
+        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://…@{host}"),
+        (Some((_, host)), None) => format!("…@{host}"),
+    };
+    text.split(',').map(hide).collect::<Vec<_>>().join(",")
 }
 
 /// Where locks live, parsed.
@@ -341,9 +364,10 @@ fn parse_address(text: &str, connection: &Connection) -> Result<Address> {
 }
 
 fn parse_endpoint(part: &str, text: &str, wants_tls: bool) -> Result<String> {
+    let (text, part_shown) = (&without_user(text), without_user(part));
     let bad = |why: &str| {
         Error::invalid(format!(
-            "target {text:?}: endpoint {part:?} {why}; write host:port, http://host:port or https://host:port"
+            "target {text:?}: endpoint {part_shown:?} {why}; write host:port, http://host:port or https://host:port"
         ))
     };
     if part.is_empty() {
@@ -358,7 +382,10 @@ fn parse_endpoint(part: &str, text: &str, wants_tls: bool) -> Result<String> {
     if authority.is_empty() {
         return Err(bad("has no host"));
     }
-    if authority.contains(['/', '?', '#', '@']) || authority.contains(char::is_whitespace) {
+    if authority.contains('@') {
+        return Err(bad("has a user in it; give user and password as options"));
+    }
+    if authority.contains(['/', '?', '#']) || authority.contains(char::is_whitespace) {
         return Err(bad("has more than a host and a port"));
     }
     let uri: tonic::codegen::http::Uri =
@@ -424,7 +451,7 @@ mod tests {
             ("a:99999", "port"),
             ("a:x", "port"),
             ("http://a:1/path", "more than a host"),
-            ("http://u:p@a:1", "more than a host"),
+            ("http://u:p@a:1", "has a user in it"),
             ("memory:a,memory:b", "stands alone"),
             ("a b", "more than a host"),
         ] {
@@ -432,7 +459,22 @@ mod tests {
             assert_eq!(error.kind(), crate::ErrorKind::Invalid, "{text}");
             assert!(error.message().contains(part), "{text}: {error}");
         }
+        for text in ["http://u:hunter2@a:1", "u:hunter2@a:1", "b:1,https://u:hun,ter2@a:1", "u:hunter2@a:1 x", "x://u:hunter2@a"]
+        {
+            let error = parse(text).expect_err(text);
+            assert!(!error.message().contains("ter2"), "{error}");
+        }
         assert!(Target::from(Vec::<String>::new()).parse(&Options::default().connection()).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_no_pem_is_not_shown() {
+        for key in ["MC4CAQAwBQYDK2VwBCIEIHunter2", "line\nhunter2", &"hunter2".repeat(300)] {
+            let error = read_pem("key", key.to_owned()).expect_err("no such file");
+            assert!(!error.message().to_lowercase().contains("hunter2"), "{error}");
+        }
+        let error = read_pem("ca", "/no/such/file".to_owned()).expect_err("no such file");
+        assert!(error.message().contains("/no/such/file"), "{error}");
     }
 
     #[test]

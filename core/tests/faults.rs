@@ -806,6 +806,41 @@ fn row_24_a_wrong_password_is_denied_at_once() {
 }
 
 #[test]
+fn row_44_authentication_switched_on_and_off_and_a_changed_password_under_a_session() {
+    let etcd = Etcd::start_with(&["--bcrypt-cost", "4"]);
+    let outside = Outside::of(&etcd);
+    outside.add_user(ROOT.0, ROOT.1, "root");
+    outside.add_role("locks", "auth/");
+    outside.add_user(USER.0, USER.1, "locks");
+    // Programs get a user first, and then it is asked for.
+    let session = Session::connect(etcd.endpoint(), as_user(4)).unwrap();
+    let hold = session.mutex("auth/held").unwrap().lock().unwrap();
+    let works = |when: &str| {
+        let mutex = session.mutex(&format!("auth/{when}")).unwrap();
+        mutex.lock_timeout(LONG).unwrap_or_else(|error| panic!("{when}: {error}")).unlock().unwrap();
+        let new = Session::connect(etcd.endpoint(), as_user(4)).unwrap_or_else(|error| panic!("{when}, a new session: {error}"));
+        new.mutex("auth/new").unwrap().lock_timeout(LONG).unwrap().unlock().unwrap();
+        hold.put("auth/state", when).unwrap();
+    };
+    works("off");
+    outside.enable_auth();
+    works("on");
+    let root = Outside::at(&etcd.endpoint(), Some(ROOT));
+    // What is open goes on with its token, or with the next one when the password is right again.
+    root.change_password(USER.0, "another");
+    root.change_password(USER.0, USER.1);
+    works("on, with the password changed");
+    root.disable_auth();
+    works("off again");
+    outside.enable_auth();
+    works("on again");
+    // Through all of it the lease was renewed.
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(hold.is_held() && session.stats().leases_lost == 0);
+    hold.unlock().unwrap();
+}
+
+#[test]
 fn row_25_permission_taken_away_while_holding_is_denied_and_lost_at_the_latest_at_the_deadline() {
     let etcd = Etcd::start_with(&["--auth-token-ttl", "3", "--bcrypt-cost", "4"]);
     let root = switch_auth_on(&etcd);

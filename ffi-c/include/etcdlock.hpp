@@ -223,14 +223,14 @@ public:
         detail::check(etcdlock_session_inspect(
             it_.get(), name.c_str(),
             [](const etcdlock_contender *c, void *to) noexcept {
-                auto &found = *static_cast<collected *>(to);
+                auto &into = *static_cast<collected *>(to);
                 try {
                     std::optional<std::chrono::milliseconds> age;
                     if (c->age_ms >= 0)
                         age = std::chrono::milliseconds(c->age_ms);
-                    found.all.push_back({c->is_holder != 0, c->owner, c->host, c->language, c->key, c->pid, c->token, age});
+                    into.all.push_back({c->is_holder != 0, c->owner, c->host, c->language, c->key, c->pid, c->token, age});
                 } catch (...) {
-                    found.trouble = std::current_exception();
+                    into.trouble = std::current_exception();
                 }
             },
             &found));

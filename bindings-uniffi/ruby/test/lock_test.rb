@@ -30,6 +30,18 @@ class LockTest < EtcdlockTest
     end
   end
 
+  on_each "row 54: locks are neither dumped nor copied" do |target|
+    connect(target) do |session|
+      mutex = session.mutex(fresh_name)
+      hold = mutex.lock
+      [session, mutex, hold].each do |object|
+        [-> { Marshal.dump(object) }, -> { object.dup }, -> { object.clone }].each { |call| assert_raises(TypeError, &call) }
+      end
+      assert hold.held?
+      hold.unlock
+    end
+  end
+
   on_each "synchronize unlocks however the block ends" do |target|
     connect(target) do |session|
       mutex = session.mutex(fresh_name)

@@ -94,6 +94,14 @@ fn put(ticket: &Ticket) -> RequestOp {
     RequestOp::put(&*ticket.key, &*ticket.value, ticket.lease)
 }
 
+/// A lease that is over when it begins is none, and asking for the next at once would be a storm.
+fn lasting(ttl: i64) -> Result<Duration, Trouble> {
+    match u64::try_from(ttl) {
+        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(odd(&format!("a lease for {ttl} s"))),
+    }
+}
+
 fn revision_of(answer: &TxnResponse) -> Result<Revision, Trouble> {
     answer.header.map(|header| header.revision).ok_or_else(|| odd("no header"))
 }
@@ -127,7 +135,7 @@ impl Store for EtcdStore {
             let limit = self.members.request_limit();
             let grant = |client: Arc<Client>| async move { client.grant(ttl_seconds).await };
             let granted = self.members.call(Role::Queue, limit, grant).await?;
-            Ok((granted.id, Duration::from_secs(granted.ttl.unsigned_abs())))
+            Ok((granted.id, lasting(granted.ttl)?))
         })
     }
 
@@ -378,6 +386,14 @@ mod tests {
         fn queue(&self) -> Vec<String> {
             let entries = self.ask(|store| async move { store.contenders("q").await }).unwrap();
             entries.into_iter().map(|entry| entry.key).collect()
+        }
+    }
+
+    #[test]
+    fn row_42_a_lease_of_no_time_is_an_answer_that_makes_no_sense() {
+        assert_eq!(lasting(7), Ok(Duration::from_secs(7)));
+        for ttl in [0, -5, i64::MIN] {
+            assert!(matches!(lasting(ttl), Err(Trouble::Unavailable(why)) if why.contains(&ttl.to_string())));
         }
     }
 

@@ -12,6 +12,8 @@ module Etcdlock
     # The name of the lock, with the session's namespace.
     attr_reader :name
 
+    include NotCopied
+
     def initialize(outcome, name)
       @native = outcome.hold
       @address = outcome.address

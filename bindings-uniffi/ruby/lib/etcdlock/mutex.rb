@@ -6,6 +6,8 @@ module Etcdlock
     # The name, with the session's namespace.
     attr_reader :name
 
+    include NotCopied
+
     def initialize(native)
       @native = native
       @name = native.name.freeze

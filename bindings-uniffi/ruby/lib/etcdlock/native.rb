@@ -3,6 +3,13 @@
 require "io/wait"
 
 module Etcdlock
+  # A lock lives in its process: it can neither be written down nor be doubled.
+  module NotCopied
+    def marshal_dump = raise(TypeError, "#{self.class} lives in its process and cannot be dumped; give its name, or its token")
+
+    def initialize_copy(_other) = raise(TypeError, "#{self.class} cannot be copied")
+  end
+
   # How calls reach the native part, and how their results are waited for.
   #
   # UniFFI's calls keep Ruby's global lock, so none of them waits. What takes time is started, and rings a bell, which is a

@@ -48,6 +48,8 @@ module Etcdlock
   # Made by Etcdlock.connect. Any number of threads and mutexes may share it. If its lease is lost, its holds are lost, and
   # it gets itself a new lease: waiters go on waiting, and new locks work. The end of the process closes it.
   class Session
+    include NotCopied
+
     def initialize(native)
       @native = native
     end
