@@ -158,6 +158,31 @@ fn many_rounds_leave_etcds_index_small() {
     assert!(keys.len() <= 2, "{} keys for 200 rounds", keys.len());
 }
 
+#[test]
+fn row_46_other_data_below_and_beside_a_name_is_not_in_the_way() {
+    let etcd = Etcd::start();
+    let outside = Outside::of(&etcd);
+    // More than 4 MB of keys below the name, with hex digits where a lease would stand; and of values beside it.
+    for thousand in 0..60 {
+        let keys = (0..1000).map(|n| format!("big/{:07}/{}", thousand * 1000 + n, "x".repeat(60)));
+        outside.put_all(keys.collect(), b"paid");
+    }
+    outside.put_all((0..40).map(|n| format!("beside/{n:x}")).collect(), &[b'v'; 200_000]);
+    let (one, other) = (connect(&etcd, 60), connect_apart(&etcd, 60));
+    let hold = one.mutex("big").unwrap().lock_timeout(LONG).unwrap();
+    let waiting = other.as_async().mutex("big").unwrap().lock();
+    until("it waits", || one.inspect("big").unwrap().len() == 2);
+    let listed = one.list("").unwrap();
+    assert_eq!(listed.len(), 1);
+    let owners: Vec<_> = listed[0].contenders.iter().map(|contender| contender.pid).collect();
+    assert_eq!(owners, [std::process::id(); 2]);
+    hold.put("beside/0", vec![b'v'; 1_000_000]).unwrap();
+    assert_eq!(hold.get("beside/0").unwrap().unwrap().len(), 1_000_000);
+    hold.unlock().unwrap();
+    waiting.wait_for(LONG).expect("in time").unwrap().unlock().wait().unwrap();
+    assert!(one.inspect("big").unwrap().is_empty() && one.list("").unwrap().is_empty());
+}
+
 // ---- several processes ---------------------------------------------------------------------
 
 #[test]

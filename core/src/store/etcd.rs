@@ -23,6 +23,11 @@ use crate::options::Connection;
 use crate::runtime::Env;
 use crate::sabotage::{Sabotage, is_on};
 
+/// Of some 100 bytes each.
+const KEYS_IN_A_PAGE: i64 = 5000;
+/// etcd allows 128 operations in a transaction.
+const VALUES_AT_ONCE: usize = 100;
+
 pub(crate) struct EtcdStore {
     members: Arc<Members>,
     batches: Arc<Batches>,
@@ -44,6 +49,32 @@ impl EtcdStore {
     async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Trouble> {
         let limit = self.members.request_limit();
         self.members.call(Role::Queue, limit, |client| async move { client.range(range).await }).await
+    }
+
+    /// The contenders in a range, the oldest first. Beside and below a name there may be other data, of any size: so the keys are
+    /// read alone, page by page, and then the values of those that are contenders.
+    async fn entries(&self, range: RangeRequest, is_contender: impl Fn(&KeyValue) -> bool) -> Result<Vec<Entry>, Trouble> {
+        let mut page = range.keys_only().limit(KEYS_IN_A_PAGE);
+        let mut found = Vec::new();
+        loop {
+            let read = self.range(page.clone()).await?;
+            found.extend(read.kvs.iter().filter(|kv| is_contender(kv)).cloned());
+            let Some(last) = read.kvs.last().filter(|_| read.more) else { break };
+            page.key = [&last.key[..], &[0]].concat();
+            // The rest as it was then.
+            page.revision = read.header.map_or(0, |header| header.revision);
+        }
+        found.sort_by_key(|kv| kv.create_revision);
+        let mut entries = Vec::with_capacity(found.len());
+        for some in found.chunks(VALUES_AT_ONCE) {
+            let gets: Vec<RequestOp> = some.iter().map(|kv| RangeRequest::key(&*kv.key).into()).collect();
+            let answer = self.txn_at(Role::Queue, TxnRequest::default().and_then(gets)).await?;
+            for (kv, read) in some.iter().zip(answer.reads()) {
+                // Who has left meanwhile is not shown; nor is another of the same key.
+                entries.extend(read.kvs.first().filter(|now| now.create_revision == kv.create_revision).map(entry_of));
+            }
+        }
+        Ok(entries)
     }
 
     /// A look as the queue stands now, or, at the member of the watches, as that member has it.
@@ -301,18 +332,13 @@ impl Store for EtcdStore {
     }
 
     fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>> {
-        Box::pin(async move {
-            let queue = self.range(RangeRequest::prefix(&prefix(name)).oldest_first()).await?;
-            let contenders = queue.kvs.iter().filter(|kv| is_contender(name, &kv.key));
-            Ok(contenders.map(entry_of).collect())
-        })
+        Box::pin(async move { self.entries(RangeRequest::prefix(&prefix(name)), |kv| is_contender(name, &kv.key)).await })
     }
 
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
-            let keys = self.range(RangeRequest::prefix(prefix).oldest_first()).await?;
-            let contenders = keys.kvs.iter().filter(|kv| kv.lease != 0).map(entry_of);
-            Ok(contenders.filter(|entry| name_of_contender(&entry.key).is_some()).collect())
+            let is_lock = |kv: &KeyValue| kv.lease != 0 && name_of_contender(&key_of(kv)).is_some();
+            self.entries(RangeRequest::prefix(prefix), is_lock).await
         })
     }
 

@@ -80,7 +80,8 @@ impl Outside {
     }
 
     pub fn keys_with_tokens(&self, prefix: &str) -> Vec<(String, i64, i64)> {
-        let read = self.read(RangeRequest::prefix(prefix).oldest_first());
+        let mut read = self.read(RangeRequest::prefix(prefix));
+        read.kvs.sort_by_key(|kv| kv.create_revision);
         read.kvs.into_iter().map(|kv| (String::from_utf8(kv.key).unwrap(), kv.lease, kv.create_revision)).collect()
     }
 
@@ -90,6 +91,16 @@ impl Outside {
 
     pub fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<(), Status> {
         self.runtime.block_on(put(&self.client, key, value))
+    }
+
+    /// Many keys with one value.
+    pub fn put_all(&self, keys: Vec<String>, value: &[u8]) {
+        // etcd takes 128 operations and 1.5 MB at once.
+        let at_once = (1_000_000 / (value.len() + 100)).clamp(1, 100);
+        for some in keys.chunks(at_once) {
+            let puts: Vec<_> = some.iter().map(|key| RequestOp::put(key.as_str(), value, 0)).collect();
+            self.runtime.block_on(self.client.txn(TxnRequest::default().and_then(puts))).unwrap();
+        }
     }
 
     pub fn delete_all(&self, prefix: &str) {

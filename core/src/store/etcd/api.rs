@@ -23,6 +23,9 @@ use tonic_prost::ProstCodec;
 pub(crate) type Channel = tower::util::BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Status>;
 type Token = MetadataValue<Ascii>;
 
+/// etcd sends answers of any size, as of all keys below a name; tonic would take 4 MB.
+const LARGEST_ANSWER: usize = 256 * 1024 * 1024;
+
 /// One member of etcd. It logs in when it has to, and else does what it is told, once.
 pub(crate) struct Client {
     channel: Channel,
@@ -147,7 +150,7 @@ impl Client {
     }
 
     async fn grpc(&self) -> Result<Grpc<Channel>, Status> {
-        let mut grpc = Grpc::new(self.channel.clone());
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
         grpc.ready().await?;
         Ok(grpc)
     }
@@ -194,12 +197,6 @@ impl RangeRequest {
 
     pub(crate) fn limit(mut self, limit: i64) -> Self {
         self.limit = limit;
-        self
-    }
-
-    /// By create revision.
-    pub(crate) fn oldest_first(mut self) -> Self {
-        (self.sort_order, self.sort_target) = (1, 2);
         self
     }
 
