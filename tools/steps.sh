@@ -33,6 +33,11 @@ run_lane() { # LOGS STEP…
     done
 }
 
+# Nothing if there is none yet, which is no error.
+last_line() { # LOG
+    tail -c 300 "$1" | tr '\r' '\n' | tr -cd '[:print:]\n' | { grep -v '^ *$' || true; } | tail -n 1 | cut -c 1-70
+}
+
 tell_end() { # LOGS STEP
     local log=$1/$2.log code took verdict=passed
     read -r code took <"$1/$2.end"
@@ -104,7 +109,7 @@ run_plan() {
                 said=$SECONDS
                 local line="   $(minutes $((SECONDS - began))) of about $(minutes $planned)"
                 for begun in "${running[@]}"; do
-                    line+=" | $begun. $(tail -c 300 "$logs/$begun.log" | tr '\r' '\n' | tr -cd '[:print:]\n' | grep -v '^ *$' | tail -n 1 | cut -c 1-70)"
+                    line+=" | $begun. $(last_line "$logs/$begun.log")"
                 done
                 if [ -t 1 ]; then printf '%s' "${line:0:$(tput cols 2>/dev/null || echo 120)}"; else printf '%s\n' "$line"; fi
             fi

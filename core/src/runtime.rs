@@ -8,6 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -21,6 +22,8 @@ use crate::session::Sessions;
 /// How long the io thread looks for the next call before it sleeps. A caller that was just answered
 /// often calls again at once, as from lock to unlock, and waking a thread costs as much as this.
 const STAY_AWAKE: Duration = Duration::from_micros(40);
+
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -55,10 +58,16 @@ impl Env {
     pub(crate) fn of_process() -> Result<Env> {
         // A chain instead of a lock: a lock could be held by another thread at the moment of a fork.
         let mut link = CHAIN.get_or_init(Link::new);
-        while link.pid != std::process::id() {
+        let mut tried = false;
+        loop {
+            let is_last = link.next.get().is_none();
+            if link.pid == std::process::id() && (link.env.is_ok() || tried && is_last) {
+                return link.env.clone();
+            }
+            // A parent's, or one for which there were no threads to be had when it was tried: that may have passed.
+            tried |= is_last;
             link = link.next.get_or_init(|| Box::new(Link::new()));
         }
-        link.env.clone()
     }
 
     /// The surroundings of one process of a simulation, on the runtime of that.
@@ -142,6 +151,19 @@ pub fn on_notify_thread(callback: impl FnOnce() + Send + 'static) -> Result<()> 
     Ok(())
 }
 
+/// What a future comes to; an error if it panics.
+pub(crate) async fn catching<T>(future: impl Future<Output = T>) -> std::result::Result<T, Panicked> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(_) => Poll::Ready(Err(Panicked)),
+    })
+    .await
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Panicked;
+
 static CURRENT_PID: AtomicU32 = AtomicU32::new(0);
 static FORKS_ARE_COUNTED: AtomicBool = AtomicBool::new(false);
 static CHAIN: OnceLock<Link> = OnceLock::new();
@@ -173,7 +195,14 @@ pub(crate) fn must_not_block() -> bool {
 }
 
 fn start_threads(pid: u32) -> std::io::Result<Env> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        // Of names that are looked up and files that are read. The first is there from the start and stays: one that cannot be
+        // started when it is needed would be a panic.
+        .thread_name("etcdlock-files")
+        .thread_keep_alive(FOR_EVER)
+        .build()?;
     let io = runtime.handle().clone();
     let answered = Arc::new(Notify::new());
     let stay_awake = answered.clone();
@@ -182,6 +211,7 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
     // The new threads inherit the mask: the program's signals go to the program's threads.
     let mut before = SigSet::empty();
     let masked = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before)).is_ok();
+    let first_for_files = catch_unwind(|| drop(io.spawn_blocking(|| {})));
     let started = std::thread::Builder::new()
         .name("etcdlock-io".into())
         .spawn(move || {
@@ -210,6 +240,7 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         let _ = before.thread_set_mask();
     }
     started?;
+    first_for_files.map_err(|_| std::io::Error::other("no thread can be started"))?;
     Ok(Env(Arc::new(Surroundings {
         io,
         notify,
@@ -239,6 +270,32 @@ mod tests {
             assert!(mask.contains(nix::sys::signal::Signal::SIGINT) && mask.contains(nix::sys::signal::Signal::SIGTERM));
         }
         assert!(!SigSet::thread_get_mask().unwrap().contains(nix::sys::signal::Signal::SIGINT));
+    }
+
+    #[test]
+    fn row_41_a_future_that_panics_is_caught_at_any_poll() {
+        let env = Env::of_process().unwrap();
+        let (tx, rx) = mpsc::channel();
+        env.spawn(async move {
+            tx.send(catching(async { 7 }).await).unwrap();
+            let later = async {
+                tokio::task::yield_now().await;
+                panic!("a panic on purpose, from a task");
+            };
+            tx.send(catching(later).await).unwrap();
+        });
+        assert_eq!((rx.recv().unwrap(), rx.recv().unwrap()), (Ok(7), Err(Panicked)));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn row_41_the_thread_for_names_and_files_is_there_before_it_is_needed_and_stays() {
+        Env::of_process().unwrap();
+        // Idle threads of tokio end after ten seconds, if nothing is said.
+        std::thread::sleep(Duration::from_secs(11));
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.map(|task| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+        assert!(names.into_iter().any(|name| name.trim() == "etcdlock-files"));
     }
 
     #[test]

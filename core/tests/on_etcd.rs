@@ -183,6 +183,22 @@ fn row_46_other_data_below_and_beside_a_name_is_not_in_the_way() {
     assert!(one.inspect("big").unwrap().is_empty() && one.list("").unwrap().is_empty());
 }
 
+#[test]
+fn row_47_of_many_endpoints_the_one_that_lives_is_found_when_connecting() {
+    let etcd = Etcd::start();
+    for dead in [1, 4, 12] {
+        let mut endpoints: Vec<_> = (0..dead).map(|_| format!("127.0.0.1:{}", etcdlock_rig::free_port())).collect();
+        endpoints.insert(dead / 2, etcd.endpoint());
+        for attempt in 0..3 {
+            // Options of its own, so that it finds its way anew. Each pause that was made for a dead one would add up to this.
+            let options = Options::default().server_name(format!("dead-{dead}-{attempt}")).connect_timeout(LONG);
+            let session = etcdlock::Session::connect(endpoints.join(","), options);
+            let session = session.wait_for(LONG).expect("in time").unwrap();
+            assert!(session.stats().requests <= 1 + dead as u64, "{} requests, {dead} dead", session.stats().requests);
+        }
+    }
+}
+
 // ---- several processes ---------------------------------------------------------------------
 
 #[test]

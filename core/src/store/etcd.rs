@@ -165,6 +165,13 @@ impl Store for EtcdStore {
         Box::pin(async move {
             let limit = self.members.request_limit();
             let grant = |client: Arc<Client>| async move { client.grant(ttl_seconds).await };
+            // Each member once before a pause: of many endpoints most may be dead when a program starts.
+            for _ in 1..self.members.count() {
+                match self.members.call(Role::Queue, limit, grant).await {
+                    Err(Trouble::Unavailable(_)) => {}
+                    granted => return granted.and_then(|granted| Ok((granted.id, lasting(granted.ttl)?))),
+                }
+            }
             let granted = self.members.call(Role::Queue, limit, grant).await?;
             Ok((granted.id, lasting(granted.ttl)?))
         })

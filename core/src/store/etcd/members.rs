@@ -88,6 +88,10 @@ impl Members {
         }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.members.len()
+    }
+
     pub(super) fn request_limit(&self) -> Duration {
         if self.members.len() > 1 { LIMIT_WITH_OTHERS_TO_ASK } else { LIMIT_ALONE }
     }

@@ -5,17 +5,22 @@
 //! that turn goes out with it, in one system call.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 /// More than this is written without waiting for more.
 const ENOUGH: usize = 16 * 1024;
+/// RFC 8305 gives each address a quarter of a second.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// Connects, with the endpoint's TLS and time limit. A connection that breaks is made again by
 /// itself; each is told to `connected`.
@@ -27,14 +32,38 @@ pub(super) async fn connect(
         let connected = connected.clone();
         async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            // A name with several addresses: each is tried.
-            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(2379))).await?;
+            let addresses = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(2379))).await?;
+            let stream = connect_to_any(addresses.collect()).await?;
             stream.set_nodelay(true)?;
             connected();
             io::Result::Ok(TokioIo::new(Gathering { stream, waiting: Vec::new(), turn: Turn::Idle }))
         }
     });
     endpoint.connect_with_connector(connector).await
+}
+
+/// Each address of a name gets its turn, soon after the one before and without giving up on that: one that swallows packets must
+/// not keep us from the next.
+async fn connect_to_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut trouble = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        match waiting.next() {
+            Some(address) => drop(attempts.spawn(TcpStream::connect(address))),
+            None if attempts.is_empty() => return Err(trouble),
+            None => {}
+        }
+        tokio::select! {
+            biased;
+            Some(done) = attempts.join_next() => match done {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => trouble = error,
+                Err(_) => {}
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {}
+        }
+    }
 }
 
 struct Gathering {
@@ -104,5 +133,51 @@ impl AsyncWrite for Gathering {
 impl AsyncRead for Gathering {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn row_47_an_address_that_swallows_packets_or_refuses_does_not_keep_us_from_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let good = listener.local_addr().unwrap();
+        // Its queue is full, so the system drops what comes; and one where nobody listens.
+        let swallows = full_listener();
+        let refuses = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for addresses in [
+            vec![swallows.address, good],
+            vec![refuses, good],
+            vec![good, swallows.address],
+            vec![refuses, swallows.address, good],
+        ] {
+            let stream = runtime.block_on(connect_to_any(addresses)).unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), good);
+        }
+        let error = runtime.block_on(connect_to_any(vec![refuses])).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(runtime.block_on(connect_to_any(Vec::new())).is_err());
+    }
+
+    struct Full {
+        address: SocketAddr,
+        _listener: TcpListener,
+        _clients: Vec<std::net::TcpStream>,
+    }
+
+    fn full_listener() -> Full {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        // Nobody accepts: at some time the next connection gets no answer.
+        while let Ok(client) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+            clients.push(client);
+            assert!(clients.len() < 10_000, "the queue of the listener has no end");
+        }
+        Full { address, _listener: listener, _clients: clients }
     }
 }

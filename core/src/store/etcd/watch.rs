@@ -15,12 +15,13 @@ use super::api::{WatchCreate, WatchOrder, WatchRequest, WatchResponse, end_of_pr
 use super::members::{Members, Role};
 use super::prefix;
 use crate::place::Retry;
-use crate::runtime::Env;
+use crate::runtime::{Env, catching};
 use crate::store::{Change, Changes, Follow, is_contender};
 
 /// How often a quiet stream is asked for a sign of life. One question without an answer is too many.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
+const AFTER_A_PANIC: Duration = Duration::from_millis(100);
 /// After this long a stream was a good one, and the next is opened soon.
 const LASTED: Duration = Duration::from_secs(5);
 
@@ -43,8 +44,15 @@ struct Follower {
 
 impl Watches {
     pub(super) fn new(members: Arc<Members>, env: Env) -> Self {
-        let (commands, inbox) = mpsc::unbounded_channel();
-        env.spawn(run(members, inbox));
+        let (commands, mut inbox) = mpsc::unbounded_channel();
+        env.spawn(async move {
+            let mut followers = BTreeMap::new();
+            // Whatever went wrong, the followers are told to look for themselves, and are followed on a new stream.
+            while catching(run(&members, &mut inbox, &mut followers)).await.is_err() {
+                tracing::error!(target: "etcdlock::failover", "the task of the watches panicked, and starts again");
+                tokio::time::sleep(AFTER_A_PANIC).await;
+            }
+        });
         Watches { commands, last_id: AtomicI64::new(0) }
     }
 
@@ -75,32 +83,31 @@ fn create(watch_id: WatchId, what: &Follow) -> WatchRequest {
     WatchRequest::create(WatchCreate { key, range_end, filters: vec![NO_PUTS], watch_id, start_revision: 0 })
 }
 
-async fn run(members: Arc<Members>, mut inbox: UnboundedReceiver<Command>) {
-    let mut followers: BTreeMap<WatchId, Follower> = BTreeMap::new();
+async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, followers: &mut BTreeMap<WatchId, Follower>) {
     let mut retry = Retry::new();
     let mut was_open = false;
     loop {
         loop {
             match inbox.try_recv() {
-                Ok(command) => drop(apply(command, &mut followers)),
+                Ok(command) => drop(apply(command, followers)),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
         while followers.is_empty() {
             match inbox.recv().await {
-                Some(command) => drop(apply(command, &mut followers)),
+                Some(command) => drop(apply(command, followers)),
                 None => return,
             }
         }
         let member = members.pick(Role::Watch);
         let start = Instant::now();
-        if let Ok((sender, answers)) = open(&members, member, &followers).await {
+        if let Ok((sender, answers)) = open(members, member, followers).await {
             if was_open {
                 members.count_reconnection();
             }
             was_open = true;
-            match serve(&members, sender, answers, &mut inbox, &mut followers).await {
+            match serve(members, sender, answers, inbox, followers).await {
                 Ended::NobodyLeft => return,
                 Ended::Broken(why) => members.set_aside(member, false, &why),
                 Ended::Silent => members.set_aside(member, true, "the watch stream is silent"),
