@@ -139,9 +139,12 @@ impl Ending {
                     signal_all(group, self.guard.pid(), Signal::SIGKILL);
                 }
             }
-            if self.group.is_some() && !self.stopped && self.why.get().is_none() {
+            if self.group.is_some() && !self.stopped {
+                // Once it is lost the end is our own business, for as long as we are there.
+                let is_lost = matches!(self.why.get(), Some(Why::Lost(_)));
+                let left = if is_lost { self.limits.kill_after.saturating_add(self.ttl) } else { self.hold.remaining() };
                 // Renewals are confirmed by a tenth of the TTL before etcd gives the lock away; half of that is for the end.
-                self.guard.until(self.hold.remaining(), self.ttl / 20);
+                self.guard.until(left, self.ttl / 20);
             }
         }
     }

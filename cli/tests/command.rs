@@ -532,6 +532,29 @@ fn row_48_whatever_becomes_of_standard_error_the_command_ends_when_the_lock_is_l
 }
 
 #[test]
+fn row_48_a_command_that_ends_within_its_time_is_left_to_it() {
+    for lost in [false, true] {
+        let etcd = Etcd::start();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tidy");
+        // Longer than the TTL.
+        let script = format!("trap 'sleep 4; echo tidied up > {}; exit 0' TERM; echo ready; while :; do sleep 0.05; done", file.display());
+        let mut args = vec!["run", "--ttl", "2s", "--kill-after", "60s"];
+        if !lost {
+            args.extend(["--max-hold", "300ms"]);
+        }
+        args.extend(["tidy", "--", "sh", "-c", &script]);
+        let mut child = etcdlock_at(&etcd.endpoint(), &args).spawn().unwrap();
+        assert_eq!(first_line(&mut child), "ready");
+        if lost && !take_away(&etcd) {
+            return;
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(74), "lost {lost}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap_or_default(), "tidied up\n", "lost {lost}");
+    }
+}
+
+#[test]
 fn row_48_durations_that_no_clock_can_count_are_refused() {
     for option in ["--max-hold", "--kill-after", "--timeout", "--ttl"] {
         let output = etcdlock(&["run", option, "1e19s", "long", "--", "true"]).output().unwrap();
