@@ -36,22 +36,28 @@ package() { # a word of ours, as the system's package
         "dnf install:venv") echo python3 ;;
         "dnf install:ruby") echo ruby rubygem-ffi ;;
         "dnf install:ip") echo iproute ;;
+        "dnf install:pkg-config") echo pkgconf-pkg-config ;;
         "apk add:cc" | "apk add:c++") echo build-base ;;
         "apk add:etcd") echo etcd etcd-ctl ;;
         "apk add:venv") echo python3 ;;
         "apk add:ruby") echo ruby ruby-ffi ;;
         "apk add:ip") echo iproute2 ;;
         "apk add:pkg-config") echo pkgconf ;;
-        "brew install:cc" | "brew install:c++") echo "(no package: xcode-select --install)" ;;
+        "brew install:cc" | "brew install:c++" | "brew install:ip") ;;
         "brew install:venv") echo python ;;
-        "brew install:ip") ;;
         *) echo "$1" ;;
     esac
 }
 advice() { # what to type for these
-    local all=()
-    for word in "$@"; do all+=("$(package "$word")"); done
-    [ -n "$by" ] && echo "$( [ "$by" = "brew install" ] || [ "$(id -u)" = 0 ] || echo "sudo ")$by ${all[*]}" || echo "install ${all[*]}"
+    local all=() name sudo='' compiler=''
+    for word in "$@"; do
+        name=$(package "$word")
+        [ -z "$name" ] || all+=("$name")
+        # Apple's compilers are in no package.
+        [[ "$by:$word" != "brew install:c"* ]] || compiler="xcode-select --install; "
+    done
+    [ "$by" = "brew install" ] || [ "$(id -u)" = 0 ] || sudo="sudo "
+    [ -n "$by" ] && echo "$compiler$sudo$by ${all[*]}" || echo "install ${all[*]}"
 }
 
 missing=()
@@ -95,7 +101,7 @@ lacks=()
 have cc || have gcc || have clang || lacks+=(cc)
 has_etcd || lacks+=(etcd)
 if [ ${#lacks[@]} -gt 0 ]; then
-    say "${lacks[*]} cannot be had here: $(advice "${lacks[@]}")"
+    say "${lacks[*]} cannot be had here; run: $(advice "${missing[@]}")"
     [ "${lacks[*]}" = cc ] || say "or give its path: ETCD_BIN=/path/to/etcd (https://github.com/etcd-io/etcd/releases has it for every system)"
     exit 1
 fi
