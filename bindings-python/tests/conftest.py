@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,21 @@ _numbers = itertools.count(1)
 
 # Whoever runs tests in the background may have them ignore Ctrl-C, and the programs they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+
+def _etcd_of_this_worker() -> None:
+    """Side by side each worker has an etcd of its own: some tests count what is there."""
+    rig = Path(__file__).parents[2] / "target/release/etcdlock-rig"
+    process = subprocess.Popen([str(rig)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin and process.stdout
+    os.environ["ETCDLOCK_ENDPOINTS"] = process.stdout.readline().strip()
+    # It ends with its standard input.
+    atexit.register(process.communicate)
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _etcd_of_this_worker()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 //! Ends the command: a thread that does nothing else and is there before the command is. When the lock is lost nothing stands
 //! between that and the signal: no message, no wait, no other work.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -40,14 +41,20 @@ pub(crate) struct Limits {
 }
 
 impl Ender {
-    pub(crate) fn start(hold: Arc<Hold>, ttl: Duration, limits: Limits, guard: Arc<Guard>) -> std::io::Result<Ender> {
+    pub(crate) fn start(
+        hold: Arc<Hold>,
+        ttl: Duration,
+        limits: Limits,
+        guard: Arc<Guard>,
+        others: Arc<Others>,
+    ) -> std::io::Result<Ender> {
         let (orders, inbox) = channel();
         let why = Arc::new(OnceLock::new());
         let to_lose = orders.clone();
         let watched = hold.clone();
         std::thread::Builder::new().name("etcdlock-end".into()).spawn({
             let why = why.clone();
-            move || Ending { hold, ttl, limits, guard, group: None, stopped: false, why, kill_at: None }.go(&inbox)
+            move || Ending { hold, ttl, limits, guard, others, group: None, stopped: false, why, kill_at: None }.go(&inbox)
         })?;
         watched.on_lost(move |loss| drop(to_lose.send(Order::End(Why::Lost(loss)))));
         Ok(Ender { orders, why })
@@ -89,6 +96,7 @@ struct Ending {
     ttl: Duration,
     limits: Limits,
     guard: Arc<Guard>,
+    others: Arc<Others>,
     group: Option<Pid>,
     stopped: bool,
     why: Arc<OnceLock<Why>>,
@@ -102,7 +110,9 @@ impl Ending {
         loop {
             let now = Instant::now();
             let next = [self.kill_at, max_at].into_iter().flatten().min();
-            let wait = next.map_or(beat, |at| at.saturating_duration_since(now).min(beat));
+            // The end of the lock too: nobody has to tell of it.
+            let left = if self.why.get().is_none() { self.hold.remaining().max(Duration::from_millis(1)) } else { beat };
+            let wait = next.map_or(beat, |at| at.saturating_duration_since(now).min(beat)).min(left);
             match inbox.recv_timeout(wait) {
                 Ok(Order::Began(group)) => {
                     self.group = Some(group);
@@ -133,18 +143,24 @@ impl Ending {
                     self.end();
                 }
             }
+            let loss = || self.hold.loss().unwrap_or(Loss::Deadline);
+            if self.group.is_some() && !self.hold.is_held() && self.why.get().is_none() && self.why.set(Why::Lost(loss())).is_ok()
+            {
+                self.end();
+            }
             if self.kill_at.is_some_and(|at| now >= at) {
                 self.kill_at = None;
                 if let Some(group) = self.group {
-                    signal_all(group, self.guard.pid(), Signal::SIGKILL);
+                    signal_all(group, &self.others, Signal::SIGKILL);
                 }
             }
             if self.group.is_some() && !self.stopped {
                 // Once it is lost the end is our own business, for as long as we are there.
                 let is_lost = matches!(self.why.get(), Some(Why::Lost(_)));
                 let left = if is_lost { self.limits.kill_after.saturating_add(self.ttl) } else { self.hold.remaining() };
-                // Renewals are confirmed by a tenth of the TTL before etcd gives the lock away; half of that is for the end.
-                self.guard.until(left, self.ttl / 20);
+                // Renewals are confirmed by a tenth of the TTL before etcd gives the lock away; a quarter of that is ours, half of it
+                // is for the end.
+                self.guard.until(left + self.ttl / 40, self.ttl / 20);
             }
         }
     }
@@ -153,21 +169,19 @@ impl Ending {
         let Some(group) = self.group else { return };
         if self.stopped && !matches!(self.why.get(), Some(Why::MaxHold)) {
             // It would go on to take a milder signal, and the lock may be another's by now.
-            return signal_all(group, self.guard.pid(), Signal::SIGKILL);
+            return signal_all(group, &self.others, Signal::SIGKILL);
         }
-        signal_all(group, self.guard.pid(), Signal::SIGTERM);
+        signal_all(group, &self.others, Signal::SIGTERM);
         // A stopped process takes its signal only when it goes on.
-        signal_all(group, self.guard.pid(), Signal::SIGCONT);
+        signal_all(group, &self.others, Signal::SIGCONT);
         self.kill_at = Instant::now().checked_add(self.limits.kill_after);
     }
 }
 
 /// Signals the group, and what the command has started that has left it.
-pub(crate) fn signal_all(group: Pid, guard: Pid, signal: Signal) {
-    // Found before it: who is gone cannot be asked for its children.
-    let left = left_the_group(group, guard);
+pub(crate) fn signal_all(group: Pid, others: &Others, signal: Signal) {
     let _ = killpg(group, signal);
-    for pid in left {
+    for pid in left_the_group(group, others) {
         let _ = kill(pid, signal);
     }
 }
@@ -183,7 +197,7 @@ pub(crate) fn is_alive(group: Pid) -> bool {
 
 /// What the command has started and is in no group of ours any more: under `timeout`, `setsid`, a shell with job control. Orphans
 /// are our children, because we are their subreaper.
-pub(crate) fn left_the_group(group: Pid, guard: Pid) -> Vec<Pid> {
+pub(crate) fn left_the_group(group: Pid, others: &Others) -> Vec<Pid> {
     let processes = processes();
     let us = Pid::this().as_raw();
     let is_ours = |process: &Process| {
@@ -194,15 +208,27 @@ pub(crate) fn left_the_group(group: Pid, guard: Pid) -> Vec<Pid> {
                 return true;
             }
             match processes.iter().find(|other| other.pid == at) {
-                Some(parent) if parent.pid != guard.as_raw() => at = parent.parent,
+                Some(parent) if !others.0.contains(&parent.pid) => at = parent.parent,
                 _ => return false,
             }
         }
         false
     };
-    let has_left = |process: &&Process| !process.has_ended && process.group != group.as_raw() && process.pid != guard.as_raw();
+    let has_left = |process: &&Process| !process.has_ended && process.group != group.as_raw() && !others.0.contains(&process.pid);
     let left = processes.iter().filter(has_left).filter(|process| is_ours(process));
     left.map(|process| Pid::from_raw(process.pid)).collect()
+}
+
+/// Those below us that are not the command's: the guard, and what was there before, as from a script that became us by `exec`.
+pub(crate) struct Others(HashSet<i32>);
+
+impl Others {
+    /// Before the command is started.
+    pub(crate) fn now(guard: Pid) -> Others {
+        let nobody = Others(HashSet::from([guard.as_raw()]));
+        let below = left_the_group(Pid::from_raw(0), &nobody);
+        Others(below.into_iter().map(Pid::as_raw).chain([guard.as_raw()]).collect())
+    }
 }
 
 /// Takes leave of orphans that have ended and became our children, so that they are no zombies. The command's first process
@@ -230,12 +256,18 @@ fn processes() -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let read = |entry: std::fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // A name is cut anywhere, in a letter too.
+        let stat = std::fs::read(entry.path().join("stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat);
         // After the name, which may have anything in it: state, parent, group.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
         let state = fields.next()?;
-        let has_ended = state.starts_with(['Z', 'X']);
-        Some(Process { pid, parent: fields.next()?.parse().ok()?, group: fields.next()?.parse().ok()?, has_ended })
+        let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        // One whose first thread has ended looks like a zombie, and others may be at work.
+        let threads: u32 = fields.nth(14)?.parse().ok()?;
+        Some(Process { pid, parent, group, has_ended: state.starts_with(['Z', 'X']) && threads < 2 })
     };
-    entries.flatten().filter_map(read).collect()
+    let all: Vec<Process> = entries.flatten().filter_map(read).collect();
+    // Of another process namespace, it tells of others.
+    if all.iter().any(|process| process.pid == Pid::this().as_raw()) { all } else { Vec::new() }
 }

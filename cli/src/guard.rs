@@ -2,16 +2,19 @@
 //! which the lock runs out (stopped, or starved of processor).
 //!
 //! It is a fork from before there was anything: it needs no shell and nothing of the PATH, and holds no connection. It is
-//! called off only by a word that says that all is well; the end of the pipe without that word is our end.
+//! called off only by us, when all is well; the end of the pipe is our end.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, Signal, killpg, signal};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
+
+use crate::run::PASSED_ON;
 
 /// A word and two numbers: small enough to go in one piece.
 type Message = [u8; 17];
@@ -25,7 +28,6 @@ enum Word {
     Until = b'u',
     /// The group is stopped, with us: it must not go on when the time is up.
     Stopped = b's',
-    AllIsWell = b'w',
 }
 
 fn message(word: Word, a: i64, b: i64) -> Message {
@@ -38,6 +40,7 @@ fn message(word: Word, a: i64, b: i64) -> Message {
 pub(crate) struct Guard {
     pipe: UnixStream,
     pid: Pid,
+    is_off: AtomicBool,
 }
 
 impl Guard {
@@ -54,7 +57,7 @@ impl Guard {
                 let _ = setpgid(child, child);
                 // A guard that does not read must not hold us up.
                 ours.set_nonblocking(true)?;
-                Ok(Guard { pipe: ours, pid: child })
+                Ok(Guard { pipe: ours, pid: child, is_off: AtomicBool::new(false) })
             }
         }
     }
@@ -79,19 +82,22 @@ impl Guard {
         let _ = (&self.pipe).write(&message(Word::Stopped, 0, 0));
     }
 
-    /// The command has ended, or never began. Without this call the guard ends whatever there is.
+    /// The command has ended, or never began. Without this call the guard ends whatever there is. No word is said to it: one that
+    /// somebody has stopped would have to be waited for.
     pub(crate) fn all_is_well(&self) {
-        let _ = (&self.pipe).write(&message(Word::AllIsWell, 0, 0));
-        let _ = waitpid(self.pid, None);
+        // Its number may be another's once it has been waited for.
+        if !self.is_off.swap(true, Ordering::Relaxed) {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
     }
 }
 
 /// The guard's whole life. Nothing here allocates.
 fn watch(pipe: &UnixStream, kill_after: Duration) -> ! {
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-    for ignored in
-        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGTTOU, Signal::SIGALRM]
-    {
+    // What is meant for etcdlock may be sent to all processes of that name.
+    for ignored in PASSED_ON.into_iter().chain([Signal::SIGTSTP, Signal::SIGTTOU, Signal::SIGALRM]) {
         // SAFETY: to ignore a signal runs no handler.
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
@@ -103,7 +109,7 @@ fn watch(pipe: &UnixStream, kill_after: Duration) -> ! {
         let left = until.map(|(at, _)| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
         let _ = pipe.set_read_timeout(left);
         let mut message = [0; 17];
-        match (&*pipe).read(&mut message) {
+        let is_over = match (&*pipe).read(&mut message) {
             Ok(17) => {
                 let number = |at: usize| i64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|byte| message[at + byte]));
                 let millis = |at| Duration::from_millis(number(at).max(0).unsigned_abs());
@@ -114,20 +120,16 @@ fn watch(pipe: &UnixStream, kill_after: Duration) -> ! {
                         stopped = false;
                     }
                     b's' => stopped = true,
-                    b'w' => exit(),
                     _ => {}
                 }
-                continue;
+                false
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // It may have woken a little early.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-                    && until.is_none_or(|(at, _)| Instant::now() < at) =>
-            {
-                continue;
-            }
-            _ => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => false,
+            _ => true,
+        };
+        let is_late = until.is_some_and(|(at, _)| Instant::now() >= at);
+        if !is_over && (!is_late || group.is_none()) {
+            continue;
         }
         let Some(group) = group else { exit() };
         let (at, margin) = until.unwrap_or((Instant::now(), Duration::ZERO));

@@ -17,7 +17,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
 use crate::arguments::Run;
-use crate::ending::{Ender, Limits, Why, is_alive, left_the_group, reap_orphans, signal_all};
+use crate::ending::{Ender, Limits, Others, Why, is_alive, left_the_group, reap_orphans, signal_all};
 use crate::guard::Guard;
 use crate::show::{age, label};
 use crate::speak::{Speaker, complain, short};
@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 /// Signals that are meant for the command.
-const PASSED_ON: [Signal; 6] =
+pub(crate) const PASSED_ON: [Signal; 6] =
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 /// Those of them that ask it to end.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
@@ -60,8 +60,12 @@ pub(crate) fn run(run: &Run) -> i32 {
         }
     };
     let say = Say { speaker, start: Instant::now(), verbose: run.verbose, quiet: run.quiet };
-    let mut runner = Runner { run, say, events, inbox, guard: Arc::new(guard), line_shown: false };
-    match runner.go() {
+    let guard = Arc::new(guard);
+    let mut runner = Runner { run, say, events, inbox, guard: guard.clone(), line_shown: false };
+    let done = runner.go();
+    // Whichever way it came to nothing, or to its end.
+    guard.all_is_well();
+    match done {
         Ok(code) | Err(Stop::Code(code)) => code,
         Err(Stop::Error(error)) => {
             drop(runner);
@@ -218,7 +222,9 @@ impl Runner<'_> {
             }
             (false, limit) => {
                 let events = self.events.clone();
-                let lock = limit.map_or_else(|| mutex.lock(), |limit| mutex.lock_timeout(limit));
+                // What the connection took counts.
+                let left = limit.map(|limit| limit.saturating_sub(self.say.start.elapsed()));
+                let lock = left.map_or_else(|| mutex.lock(), |left| mutex.lock_timeout(left));
                 lock.on_done(move |hold| drop(events.send(Event::Locked(hold.map(Some)))))
             }
         };
@@ -284,17 +290,29 @@ impl Runner<'_> {
     /// Runs the command and returns when its whole process group is gone.
     fn execute(&mut self, hold: &Arc<Hold>, ttl: Duration) -> i32 {
         let terminal = Terminal::ours();
-        let spawned = self.prepare(hold, ttl, &terminal).and_then(|(ender, first, mut command)| {
-            let child = command.spawn()?;
+        let others = Arc::new(Others::now(self.guard.pid()));
+        let prepared = match self.prepare(hold, ttl, &terminal, &others) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.say.error(&format!("what watches over the command cannot be started: {error}"));
+                return exit::INTERNAL;
+            }
+        };
+        let (ender, first, mut command) = prepared;
+        if !hold.is_held() {
+            self.say.error(&format!("the lock {:?} was lost before the command began", self.run.name));
+            return exit::LOST;
+        }
+        let spawned = command.spawn().map(|child| {
             let group = Pid::from_raw(child.id() as i32);
             // First of all: from here on there is something to end.
             ender.began(group);
             let _ = first.send(group);
-            Ok((ender, group))
+            group
         });
         let program = self.run.command[0].to_string_lossy();
-        let (ender, group) = match spawned {
-            Ok(spawned) => spawned,
+        let group = match spawned {
+            Ok(group) => group,
             Err(error) => {
                 self.say.error(&format!("{program}: {error}"));
                 let is_missing = error.kind() == std::io::ErrorKind::NotFound;
@@ -303,25 +321,32 @@ impl Runner<'_> {
         };
         terminal.give_to(group);
         self.say.step(&format!("started {program} as process {group}"));
-        let followed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.follow(group, hold, &ender, &terminal)));
+        let followed =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.follow(group, hold, &ender, &terminal, &others)));
         let code = followed.unwrap_or_else(|_| {
             // Whatever went wrong here, the command does not outlive the lock.
             while is_alive(group) {
-                signal_all(group, self.guard.pid(), Signal::SIGKILL);
+                signal_all(group, &others, Signal::SIGKILL);
                 reap_orphans(group, self.guard.pid());
                 std::thread::sleep(TICK);
             }
             exit::INTERNAL
         });
         ender.done();
-        terminal.take_back();
+        terminal.take_back(group);
         code
     }
 
     /// What watches over the command, and the command itself, which has not been started yet.
-    fn prepare(&self, hold: &Arc<Hold>, ttl: Duration, terminal: &Terminal) -> std::io::Result<(Ender, Sender<Pid>, Command)> {
+    fn prepare(
+        &self,
+        hold: &Arc<Hold>,
+        ttl: Duration,
+        terminal: &Terminal,
+        others: &Arc<Others>,
+    ) -> std::io::Result<(Ender, Sender<Pid>, Command)> {
         let limits = Limits { kill_after: self.run.kill_after, max_hold: self.run.max_hold };
-        let ender = Ender::start(hold.clone(), ttl, limits, self.guard.clone())?;
+        let ender = Ender::start(hold.clone(), ttl, limits, self.guard.clone(), others.clone())?;
         let (first, waited_for) = channel();
         let events = self.events.clone();
         std::thread::Builder::new().name("etcdlock-wait".into()).spawn(move || {
@@ -350,7 +375,7 @@ impl Runner<'_> {
         Ok((ender, first, command))
     }
 
-    fn follow(&mut self, group: Pid, hold: &Hold, ender: &Ender, terminal: &Terminal) -> i32 {
+    fn follow(&mut self, group: Pid, hold: &Hold, ender: &Ender, terminal: &Terminal, others: &Others) -> i32 {
         let guard = self.guard.pid();
         let mut code = None;
         let mut lost = false;
@@ -362,8 +387,12 @@ impl Runner<'_> {
             match self.inbox.recv_timeout(TICK) {
                 Ok(Event::Signal(signal)) => {
                     self.say.step(&format!("passing on {signal}"));
-                    signal_all(group, guard, signal);
-                    asked |= ENDING.contains(&signal);
+                    signal_all(group, others, signal);
+                    if ENDING.contains(&signal) {
+                        asked = true;
+                        // A stopped process takes its signal only when it goes on.
+                        signal_all(group, others, Signal::SIGCONT);
+                    }
                 }
                 Ok(Event::Stopped(signal)) => follow_stop(group, signal, hold, ender, terminal),
                 Ok(Event::Ended(ended)) => {
@@ -381,7 +410,7 @@ impl Runner<'_> {
             }
             reap_orphans(group, guard);
             let Some(code) = code.filter(|_| !is_alive(group)) else { continue };
-            let left = if lost || asked { left_the_group(group, guard) } else { Vec::new() };
+            let left = if lost || asked { left_the_group(group, others) } else { Vec::new() };
             if left.is_empty() {
                 return if lost { exit::LOST } else { code };
             }
@@ -444,8 +473,11 @@ impl Terminal {
         }
     }
 
-    fn take_back(&self) {
-        if let Some(ours) = self.ours {
+    /// Unless somebody else has it by now, as a shell has that was told to go on without us.
+    fn take_back(&self, group: Pid) {
+        if let Some(ours) = self.ours
+            && tcgetpgrp(std::io::stdin()) == Ok(group)
+        {
             let _ = tcsetpgrp(std::io::stdin(), ours);
         }
     }
@@ -461,12 +493,15 @@ fn follow_stop(group: Pid, signal: Signal, hold: &Hold, ender: &Ender, terminal:
         ender.stopped(group, true);
         // The guard has to know before we stop.
         std::thread::sleep(Duration::from_millis(50));
-        terminal.take_back();
+        terminal.take_back(group);
         let _ = raise(Signal::SIGSTOP);
         if !hold.is_held() {
             return ender.end(group, Why::Lost(hold.loss().unwrap_or(Loss::Deadline)));
         }
-        terminal.give_to(group);
+        // In the background it is the shell's.
+        if terminal.ours.is_some_and(|ours| tcgetpgrp(std::io::stdin()) == Ok(ours)) {
+            terminal.give_to(group);
+        }
         ender.stopped(group, false);
     }
     let _ = killpg(group, Signal::SIGCONT);
