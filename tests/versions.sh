@@ -4,7 +4,7 @@
 #
 #   tests/versions.sh            all of them: on_etcd, faults and behaviour
 #   tests/versions.sh 3.6 3.7    only these
-#   tests/versions.sh --quick    the newest, and on_etcd alone: for `make test`
+#   tests/versions.sh --quick    the newest, and on_etcd alone: for `make test-all`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -312,7 +312,7 @@ mod tests {
         )
     }
 
-    /// `ETCDLOCK_SCHEDULES` (1,000; 10,000 in `make test`), or as many as `ETCDLOCK_SIMULATE_SECONDS` gives time for, from
+    /// `ETCDLOCK_SCHEDULES` (1,000; 5,000 in `make test`), or as many as `ETCDLOCK_SIMULATE_SECONDS` gives time for, from
     /// `ETCDLOCK_FIRST_SEED` on. With `ETCDLOCK_SEED` that one alone, with its log.
     #[test]
     fn nothing_is_violated_in_thousands_of_schedules() {
