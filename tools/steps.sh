@@ -27,9 +27,22 @@ run_lane() { # LOGS STEP…
     for i in "$@"; do
         [ -n "${KEEP_GOING:-}" ] || ! grep -qsv '^0 ' "$logs"/*.end || return 0
         start=$SECONDS code=0
-        bash -c "set -euo pipefail; ${step_commands[i]}" >"$logs/$((i + 1)).log" 2>&1 </dev/null || code=$?
+        timeout -k 10 "$(limit_of "$i")" bash -c "set -euo pipefail; ${step_commands[i]}" >"$logs/$((i + 1)).log" 2>&1 </dev/null &
+        echo $! >"$logs/$((i + 1)).pid"
+        wait $! || code=$?
         echo "$code $((SECONDS - start))" >"$logs/$i.new"
         mv "$logs/$i.new" "$logs/$((i + 1)).end"
+    done
+}
+
+# What takes so long beside any load hangs, and must not take the others with it.
+limit_of() { echo $((300 + 10 * step_seconds[$1])); }
+
+# Each step is a group of its own, which Ctrl-C does not reach.
+end_all() { # LOGS
+    local begun
+    for begun in "$1"/*.pid; do
+        [ ! -e "$begun" ] || [ -e "${begun%.pid}.end" ] || kill "$(<"$begun")" 2>/dev/null || true
     done
 }
 
@@ -42,6 +55,7 @@ tell_end() { # LOGS STEP
     local log=$1/$2.log code took verdict=passed
     read -r code took <"$1/$2.end"
     [ "$code" = 0 ] || verdict="${red}FAILED${plain} ($code)"
+    [ "$code" != 124 ] || verdict="${red}FAILED${plain} (it hung: more than $(limit_of $(($2 - 1))) s)"
     printf '%s%2d.%s %s in %s: %s\n' "$bold" "$2" "$plain" "$verdict" "$(minutes "$took")" "${step_names[$2 - 1]}"
     grep -aihE '\bskipped\b' "$log" | grep -avE '\b0 skipped|skipped:? 0|test result' | cut -c 1-160 | sort -u | head -n 20 | sed 's/^ */      /' || true
     if [ "$code" != 0 ] || [ -n "${VERBOSE:-}" ]; then
@@ -57,6 +71,9 @@ run_plan() {
     local logs=target/steps/$title
     rm -rf "$logs"
     mkdir -p "$logs"
+    trap "KEEP_GOING=; end_all $logs" EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
     # Of steps side by side the longer lane counts.
     local -A of_lane=()
     local longest=0

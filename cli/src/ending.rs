@@ -144,8 +144,7 @@ impl Ending {
                 }
             }
             let loss = || self.hold.loss().unwrap_or(Loss::Deadline);
-            if self.group.is_some() && !self.hold.is_held() && self.why.get().is_none() && self.why.set(Why::Lost(loss())).is_ok()
-            {
+            if self.group.is_some() && !self.hold.is_held() && self.why.set(Why::Lost(loss())).is_ok() {
                 self.end();
             }
             if self.kill_at.is_some_and(|at| now >= at) {

@@ -25,12 +25,13 @@ fn etcdlock_at(endpoint: &str, args: &[&str]) -> Command {
     command
 }
 
-/// A CI or a shell that runs tests in the background may have them ignore SIGINT, and what they start
+/// A CI or a shell that runs tests in the background may have them ignore SIGINT, or Ctrl-Z's SIGTSTP, and what they start
 /// would ignore it too.
 fn take_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGTERM] {
+        let kept = [Signal::SIGKILL, Signal::SIGSTOP, Signal::SIGPIPE, Signal::SIGSEGV, Signal::SIGBUS];
+        for signal in Signal::iterator().filter(|signal| !kept.contains(signal)) {
             // SAFETY: no handler runs; the default action of a process is safe to set at any time.
             unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
         }
@@ -309,6 +310,13 @@ struct OnTerminal {
     _folder: tempfile::TempDir,
 }
 
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.script.kill();
+        let _ = self.script.wait();
+    }
+}
+
 impl OnTerminal {
     fn start(options: &str, command: &str) -> Option<OnTerminal> {
         if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
@@ -362,7 +370,7 @@ fn row_50_after_ctrl_z_past_the_ttl_the_command_does_nothing_more() {
     until("it works", || length(&file) > 0);
     terminal.press(26);
     let script = format!("wc -c < {} > {}", file.display(), seen.display());
-    let next = etcdlock(&["run", "suspended", "--", "sh", "-c", &script]).output().unwrap();
+    let next = etcdlock(&["run", "--timeout", "20s", "suspended", "--", "sh", "-c", &script]).output().unwrap();
     assert_eq!(code(&next), 0, "{}", text(&next.stderr));
     let then: u64 = std::fs::read_to_string(&seen).unwrap().trim().parse().unwrap();
     // `script` stops with it, sooner or later, and goes on with it.
@@ -627,9 +635,9 @@ fn row_49_who_was_there_before_the_command_is_left_alone_and_a_name_cut_in_a_let
         "(trap 'echo disturbed >> {0}' USR1 TERM; for i in $(seq 40); do sleep 0.05; done; echo undisturbed >> {0}) &",
         log.display()
     );
-    let worker = format!("trap : USR1; sleep 1; sleep 1; echo done > {}", file.display());
+    let worker = format!("trap : USR1; echo ready; sleep 1; sleep 1; echo done > {}", file.display());
     let etcdlock = env!("CARGO_BIN_EXE_etcdlock");
-    let command = format!("trap : USR1; echo ready; {} -c \"{worker}\" > /dev/null & exit 5", program.display());
+    let command = format!("trap : USR1; {} -c \"{worker}\" & exit 5", program.display());
     let script = format!("{before} exec {etcdlock} run before -- sh -c '{command}'");
     take_signals();
     let mut child = Command::new("sh")
