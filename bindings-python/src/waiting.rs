@@ -1,5 +1,8 @@
 //! Blocking calls, and the times they take as arguments.
 
+use std::io::{PipeWriter, Write as _, pipe};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use etcdlock::Pending;
@@ -15,6 +18,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Waits with the GIL released. If a signal handler raises, the call is cancelled and cleaned up.
 pub(crate) fn wait<T: Send + 'static>(py: Python<'_>, pending: Pending<T>) -> PyResult<T> {
+    if let Some(select) = select_of_greenlets(py)? {
+        return wait_among_greenlets(py, pending, &select);
+    }
     let mut slice = SLICE;
     loop {
         if let Some(result) = detached(py, || pending.wait_for(slice)) {
@@ -31,6 +37,41 @@ pub(crate) fn wait_to_hold<T: Send + 'static>(py: Python<'_>, pending: Pending<T
     let result = wait(py, pending)?;
     py.check_signals()?;
     Ok(result)
+}
+
+/// The `select` of gevent or eventlet, where one of them has patched it: it gives way to the other greenlets of the thread. One of
+/// them may be who holds the lock.
+fn select_of_greenlets(py: Python<'_>) -> PyResult<Option<Bound<'_, PyAny>>> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    for (patcher, asks) in [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")] {
+        if let Ok(patcher) = modules.get_item(patcher)
+            && patcher.call_method1(asks, ("select",))?.is_truthy()?
+        {
+            return py.import("select")?.getattr("select").map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// Waits for a pipe, as greenlets can. Where it is interrupted, as by a timeout of theirs, the call is cancelled.
+fn wait_among_greenlets<T: Send + 'static>(py: Python<'_>, pending: Pending<T>, select: &Bound<'_, PyAny>) -> PyResult<T> {
+    let (done, mut tell) = pipe()?;
+    let slot = Arc::new(Mutex::new(None));
+    let result = slot.clone();
+    let canceller = pending.on_done(move |answer| {
+        *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        let _ = PipeWriter::write(&mut tell, &[0]);
+    });
+    loop {
+        let nothing = || pyo3::types::PyTuple::empty(py);
+        if let Err(interrupted) = select.call1(((done.as_raw_fd(),), nothing(), nothing())) {
+            canceller.cancel();
+            return Err(interrupted);
+        }
+        if let Some(answer) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return answer.map_err(|error| raise(py, &error));
+        }
+    }
 }
 
 fn is_main_thread(py: Python<'_>) -> PyResult<bool> {

@@ -160,6 +160,8 @@ pub enum Loss {
     Forked,
     /// A defect in this library ended the session's work.
     Internal,
+    /// What etcd answers is of another history: it was restored from a backup, came back empty, or is another cluster now.
+    HistoryChanged,
 }
 
 impl fmt::Display for Loss {
@@ -173,6 +175,7 @@ impl fmt::Display for Loss {
             Loss::Closed => "the session was closed",
             Loss::Forked => "the process was forked",
             Loss::Internal => "an internal error",
+            Loss::HistoryChanged => "etcd's history is another now, as after a restore",
         })
     }
 }

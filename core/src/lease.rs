@@ -81,6 +81,8 @@ impl LossSignal {
 pub(crate) struct Lease {
     pub(crate) id: LeaseId,
     pub(crate) ttl: Duration,
+    /// How often the store's history had changed before it was asked for.
+    pub(crate) history: u64,
     /// Nanoseconds on the session's clock.
     deadline: AtomicU64,
     pub(crate) lost: LossSignal,
@@ -89,9 +91,9 @@ pub(crate) struct Lease {
 impl Lease {
     /// `asked` is the time before the request was sent: the server's own timer starts later, so
     /// the holder knows first.
-    pub(crate) fn granted(id: LeaseId, ttl: Duration, asked: Duration) -> Self {
+    pub(crate) fn granted(id: LeaseId, ttl: Duration, asked: Duration, history: u64) -> Self {
         let deadline = AtomicU64::new(nanos(deadline(asked, ttl)));
-        Lease { id, ttl, deadline, lost: LossSignal::default() }
+        Lease { id, ttl, history, deadline, lost: LossSignal::default() }
     }
 
     pub(crate) fn deadline(&self) -> Duration {
@@ -139,13 +141,13 @@ mod tests {
 
     #[test]
     fn the_deadline_is_counted_from_before_the_request_with_a_margin() {
-        assert_eq!(Lease::granted(1, 10 * S, 100 * S).deadline(), 109 * S);
-        assert_eq!(Lease::granted(1, 2 * S, 100 * S).deadline(), 101 * S + Duration::from_millis(800));
+        assert_eq!(Lease::granted(1, 10 * S, 100 * S, 0).deadline(), 109 * S);
+        assert_eq!(Lease::granted(1, 2 * S, 100 * S, 0).deadline(), 101 * S + Duration::from_millis(800));
     }
 
     #[test]
     fn a_renewal_never_moves_the_deadline_back() {
-        let lease = Lease::granted(1, 10 * S, 100 * S);
+        let lease = Lease::granted(1, 10 * S, 100 * S, 0);
         lease.renewed(103 * S, 104 * S);
         assert_eq!(lease.deadline(), 112 * S);
         lease.renewed(101 * S, 105 * S);
@@ -154,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_answer_after_the_deadline_does_not_revive() {
-        let lease = Lease::granted(1, 10 * S, 100 * S);
+        let lease = Lease::granted(1, 10 * S, 100 * S, 0);
         assert!(lease.is_alive(108 * S));
         assert!(!lease.is_alive(109 * S), "past the deadline, though nobody has noticed yet");
         lease.renewed(108 * S, 109 * S);

@@ -23,6 +23,7 @@
 //! A lock cannot stop a paused process from writing when it wakes up. Let the resource refuse old
 //! [`Hold::token`]s, or write through [`Hold::put`], which etcd applies only while the lock is ours.
 
+mod announced;
 pub mod blocking;
 mod clock;
 mod error;

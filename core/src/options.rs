@@ -234,6 +234,13 @@ impl Connection {
         self.ca.is_some() || self.identity.is_some()
     }
 
+    /// The files of certificates, for messages; not what is given as text.
+    pub(crate) fn files(&self) -> Vec<String> {
+        let cert = self.identity.as_ref().map(|(cert, _)| cert);
+        let given = self.ca.iter().chain(cert).filter(|given| !given.contains("-----BEGIN") && given.len() <= 256);
+        given.map(|path| format!("{path:?}")).collect()
+    }
+
     /// Reads the files that are named, away from the io thread: a disk or a network mount may be slow.
     pub(crate) async fn read_files(&self) -> Result<Pems> {
         let (ca, identity) = (self.ca.clone(), self.identity.clone());

@@ -335,6 +335,14 @@ impl Place {
                     Err(Trouble::LeaseGone) => {
                         lease.lost.lose(Loss::LeaseGone);
                     }
+                    Err(Trouble::KeyTaken) => {
+                        session.retire_keys();
+                        if doubtful {
+                            return self.withdraw(ticket, lease, session).await;
+                        }
+                        retry.pause().await;
+                        break;
+                    }
                     Err(Trouble::Unavailable(why)) => {
                         doubtful = true;
                         session.retire_keys();
@@ -444,7 +452,7 @@ impl Place {
             tokio::select! {
                 biased;
                 _ = standing.lease.lost.lost() => return Turn::Lost(standing),
-                change = next_change(&mut self.following) => match change {
+                (change, _) = next_change(&mut self.following) => match change {
                     Change::Since(revision) => {
                         let is_listed = standing.ahead.keys.is_some();
                         if revision > standing.ahead.revision && !(is_far && is_listed) {
@@ -457,6 +465,7 @@ impl Place {
                             look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
                         }
                     }
+                    Change::Overwritten => {}
                     Change::Gone { revision, .. } if revision <= standing.ahead.revision => {}
                     Change::Gone { key, .. } if key == standing.ticket.key && !is_on(Sabotage::NoOwnKeyWatch) => {
                         return Turn::Lost(standing);
@@ -475,20 +484,22 @@ impl Place {
                 },
                 Some(command) = self.inbox.recv() => self.take(command, true),
                 () = until(look_at) => match self.service.store.look(&standing.ticket, standing.token, heard.take()).await {
-                    Ok(Look { present, ahead }) => {
+                    Ok(Look { present, overwritten, ahead }) => {
                         self.service.note_trouble(None);
-                        let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
-                        if ahead.revision >= standing.ahead.revision.max(live_since) {
-                            if !present && !is_on(Sabotage::NoOwnKeyWatch) {
-                                return Turn::Lost(standing);
-                            }
-                            standing.ahead = ahead;
-                            retry = Retry::new();
-                            look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
-                        } else {
-                            // Read from a member that lags behind what we have heard already.
-                            look_at = Instant::now() + retry.next();
+                        if overwritten {
+                            self.put_right(&standing);
                         }
+                        let live_since = self.following.as_ref().and_then(|following| following.since).unwrap_or(0);
+                        if ahead.revision < standing.ahead.revision.max(live_since) {
+                            // No member lags that answers this. So it was no history of this store that we have heard.
+                            self.following = None;
+                        }
+                        if !present && !is_on(Sabotage::NoOwnKeyWatch) {
+                            return Turn::Lost(standing);
+                        }
+                        standing.ahead = ahead;
+                        retry = Retry::new();
+                        look_at = Instant::now() + self.following.as_mut().map_or(RE_READ, Following::next_look);
                     }
                     Err(trouble) => {
                         if let Trouble::Denied(_) = trouble {
@@ -558,9 +569,10 @@ impl Place {
 
     /// Waits until the hold is released or lost.
     async fn held(&mut self, standing: &Standing, core: &Arc<HoldCore>) -> Ended {
-        // Our own key is followed with the whole queue, or alone.
+        // A hold that lasts follows its own key. What follows the whole queue tells of its end too, and is read to its end.
         let mut own = None;
         let with_queue = self.follows_queue();
+        let mut no_queue = None;
         let start = Instant::now();
         let max_hold = standing.session.options.max_hold;
         // What our own transaction, or an ordered event, has told us about our key.
@@ -586,27 +598,37 @@ impl Place {
                     }
                     None => return Ended::Released(None),
                 },
-                change = next_change(if with_queue { &mut self.following } else { &mut own }), if !is_on(Sabotage::NoOwnKeyWatch) => match change {
-                    Change::Since(revision) if revision > seen => checking = Some(self.check(standing)),
+                (change, again) = next_of_two(&mut own, if with_queue { &mut self.following } else { &mut no_queue }),
+                    if !is_on(Sabotage::NoOwnKeyWatch) => match change {
+                    // After a restart, of etcd too, nothing is as it was for sure; below what we know it may be restored.
+                    Change::Since(revision) if again || revision != seen => checking = Some(self.check(standing)),
+                    Change::Overwritten => self.put_right(standing),
                     Change::Gone { key, revision } if key == standing.ticket.key && revision > standing.token => {
                         core.lose(Loss::KeyDeleted);
                         return Ended::Lost;
                     }
                     _ => {}
                 },
-                Ok(checked) = async { match &mut checking { Some(checking) => checking.await, None => std::future::pending().await } } => {
+                checked = async { match &mut checking { Some(checking) => checking.await, None => std::future::pending().await } } => {
                     checking = None;
                     match checked {
-                        Ok(look) if !look.present && look.ahead.revision >= standing.token => {
+                        Ok(Ok(look)) if !look.present => {
                             core.lose(Loss::KeyDeleted);
                             return Ended::Lost;
                         }
-                        Ok(look) => seen = seen.max(look.ahead.revision),
-                        Err(_) => checking = Some(self.check(standing)),
+                        Ok(Ok(look)) => {
+                            seen = seen.max(look.ahead.revision);
+                            if look.overwritten {
+                                self.put_right(standing);
+                            }
+                        }
+                        // No answer, or a task that is gone.
+                        Ok(Err(_)) | Err(_) => checking = Some(self.check(standing)),
                     }
                 },
-                _ = sleep_until(start + LASTS), if !with_queue && own.is_none() => {
-                    own = Some(self.start_following(Follow::Ticket(standing.ticket.key.clone())));
+                _ = sleep_until(start + LASTS), if own.is_none() => {
+                    let (key, lease) = (standing.ticket.key.clone(), standing.ticket.lease);
+                    own = Some(self.start_following(Follow::Own { key, lease }));
                 }
                 _ = sleep_until(start + max_hold.unwrap_or_default()), if max_hold.is_some() => {
                     core.lose(Loss::MaxHold);
@@ -630,11 +652,27 @@ impl Place {
         rx
     }
 
+    /// Somebody has written over our ticket, and so taken it from under its lease: it would stay when we die.
+    fn put_right(&self, standing: &Standing) {
+        tracing::warn!(target: "etcdlock::grant", name = &*self.name, key = standing.ticket.key, "somebody has written over our key; it is put right");
+        let (store, ticket, token, lease) =
+            (self.service.store.clone(), standing.ticket.clone(), standing.token, standing.lease.clone());
+        let env = self.service.env.clone();
+        self.service.env.spawn(async move {
+            let mut retry = Retry::new();
+            while lease.is_alive(env.now()) && matches!(store.put_right(&ticket, token).await, Err(Trouble::Unavailable(_))) {
+                retry.pause().await;
+            }
+        });
+    }
+
     // ---- leave -----------------------------------------------------------------------------
 
     /// A ticket is lost. With its lease its key is gone too; else it is made sure of.
     async fn abandon(&mut self, standing: Standing) -> Option<Standing> {
         if !standing.lease.is_alive(self.service.env.now()) {
+            // What was heard may be of a history that is no more.
+            self.following = None;
             return None;
         }
         self.leave(standing, None).await
@@ -718,6 +756,9 @@ impl Place {
                     // still be on its way.
                     may_put = trouble == Trouble::LeaseGone && standing.doubtful;
                     sent_before |= matches!(trouble, Trouble::Refused(_));
+                    if let (Trouble::KeyTaken, Some((.., session))) = (&trouble, &next) {
+                        session.retire_keys();
+                    }
                     orphan = next.take().filter(|_| sent_before);
                     continue;
                 }
@@ -794,18 +835,29 @@ impl Standing {
     }
 }
 
-async fn next_change(following: &mut Option<Following>) -> Change {
+/// The next change, and whether it tells that the store had to start over.
+async fn next_change(following: &mut Option<Following>) -> (Change, bool) {
     let Some(following) = following else { return std::future::pending().await };
     let change = following.changes.next().await;
+    let mut again = false;
     match change {
         Change::Since(revision) => {
-            if following.since.replace(revision).is_some() {
+            again = following.since.replace(revision).is_some();
+            if again {
                 following.start_again();
             }
         }
-        Change::Gone { .. } => following.proven = true,
+        Change::Gone { .. } | Change::Overwritten => following.proven = true,
     }
-    change
+    (change, again)
+}
+
+async fn next_of_two(one: &mut Option<Following>, other: &mut Option<Following>) -> (Change, bool) {
+    tokio::select! {
+        biased;
+        change = next_change(one) => change,
+        change = next_change(other) => change,
+    }
 }
 
 /// Like `sleep_until`, which rounds up to whole milliseconds even when the time has come.

@@ -1,24 +1,27 @@
 //! A session: a service and one lease, renewed until the session is closed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use crate::announced::Announced;
 use crate::error::{Error, ErrorKind, Loss, Result};
 use crate::inspect::Card;
 use crate::lease::Lease;
 use crate::mutex::Mutex;
-use crate::options::{Options, Target, check_name};
+use crate::options::{Connection, Options, Target, check_name};
 use crate::pending::Pending;
 use crate::place::{Command, Retry};
-use crate::runtime::Env;
+use crate::runtime::{Env, catching};
 use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
 use crate::stats::{Counters, Stats};
 use crate::store::{LeaseId, Ticket, Trouble};
+
+const AFTER_A_PANIC: Duration = Duration::from_millis(100);
 
 /// The open sessions of this process, so that its end can close them.
 pub(crate) type Sessions = StdMutex<Vec<Weak<SessionCore>>>;
@@ -33,42 +36,6 @@ pub(crate) struct SessionCore {
     closing: Announced<bool>,
     /// Grows by two whenever a request about a ticket went unanswered: its key is not used again.
     ticket_numbers: AtomicU64,
-}
-
-/// A state that many wait for. They are woken in the order in which they came, which tokio's `watch`
-/// does not do: a simulation has to replay exactly.
-struct Announced<T> {
-    state: StdMutex<T>,
-    changed: Notify,
-}
-
-impl<T> Announced<T> {
-    fn new(state: T) -> Self {
-        Announced { state: StdMutex::new(state), changed: Notify::new() }
-    }
-
-    fn now(&self) -> MutexGuard<'_, T> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, state: T) {
-        *self.now() = state;
-        self.changed.notify_waiters();
-    }
-
-    /// Waits for a state in which there is something to find.
-    async fn find<R>(&self, mut find: impl FnMut(&T) -> Option<R>) -> R {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the look, so that no change falls between.
-            changed.as_mut().enable();
-            if let Some(found) = find(&self.now()) {
-                return found;
-            }
-            changed.await;
-        }
-    }
 }
 
 #[derive(Clone)]
@@ -147,22 +114,31 @@ impl SessionCore {
         }
     }
 
-    /// Keeps the session's lease, gets a new one after every loss, and ends with the session.
+    /// Keeps the session's lease, gets a new one after every loss, and ends with the session. Whatever goes wrong in it, nobody
+    /// goes on believing in a lease that nobody renews, and the session goes on with another.
     async fn keep(self: Arc<Self>, first: Arc<Lease>) {
-        let _guard = KeeperGuard(self.clone());
         let mut lease = first;
+        while catching(self.keep_on(&mut lease)).await.is_err() {
+            tracing::error!(target: "etcdlock::renewal", "the keeper of a lease panicked, and starts again with another lease");
+            lease.lost.lose(Loss::Internal);
+            sleep(AFTER_A_PANIC).await;
+        }
+    }
+
+    async fn keep_on(self: &Arc<Self>, lease: &mut Arc<Lease>) {
         loop {
             let loss = tokio::select! {
                 biased;
                 () = self.closing() => Loss::Closed,
                 loss = lease.lost.lost() => loss,
-                loss = self.renew(&lease) => loss,
+                () = self.service.store.history_changed(lease.history) => Loss::HistoryChanged,
+                loss = self.renew(lease) => loss,
             };
             lease.lost.lose(loss);
             let closed = *self.closing.now();
             if closed {
                 self.leases.set(LeaseState::Closed { gone: false });
-                self.end(&lease).await;
+                self.end(lease).await;
                 self.leases.set(LeaseState::Closed { gone: true });
                 break;
             }
@@ -179,7 +155,7 @@ impl SessionCore {
                 self.leases.set(LeaseState::Closed { gone: true });
                 break;
             };
-            lease = next;
+            *lease = next;
             self.leases.set(LeaseState::Alive(lease.clone()));
         }
     }
@@ -232,7 +208,7 @@ impl SessionCore {
                 Ok(lease) => return Arc::new(lease),
                 Err(trouble) => {
                     self.service.note_trouble(Some(trouble.to_string()));
-                    if let Trouble::Denied(_) | Trouble::Refused(_) = trouble {
+                    if let Trouble::Denied(_) | Trouble::Refused(_) | Trouble::Invalid(_) = trouble {
                         self.leases.set(LeaseState::Seeking(Some(self.connect_error(&trouble))));
                     }
                 }
@@ -271,29 +247,20 @@ impl SessionCore {
     }
 }
 
-/// Closes the session if its keeper panics, so that nobody believes in a lease that nobody renews.
-struct KeeperGuard(Arc<SessionCore>);
-
-impl Drop for KeeperGuard {
-    fn drop(&mut self) {
-        let state = self.0.leases.now().clone();
-        // Closed in the ordinary way: nothing to do.
-        if !matches!(state, LeaseState::Closed { .. }) {
-            self.0.leases.set(LeaseState::Closed { gone: false });
-        }
-        if let LeaseState::Alive(lease) = state {
-            lease.lost.lose(Loss::Internal);
-        }
-    }
-}
-
 fn connect_error(address: &str, trouble: &Trouble) -> Error {
     match trouble {
         Trouble::Denied(why) => {
             Error::new(ErrorKind::Denied, format!("{address} refuses the session: {why}; check user, password and certificates"))
         }
+        Trouble::Invalid(why) => Error::invalid(format!("the target {address} cannot be used: {why}")),
         other => Error::new(ErrorKind::Unavailable, format!("{address} cannot be used: {other}")),
     }
+}
+
+/// A pipe that nobody writes to, or a file on a server that is gone.
+fn files_do_not_answer(connection: &Connection, limit: Duration) -> Error {
+    let files = connection.files().join(", ");
+    Error::new(ErrorKind::Unavailable, format!("the certificates could not be read within {limit:?}: {files}"))
 }
 
 /// Ends a lease, and with it every key that is still under it, as soon as the store can be reached.
@@ -333,10 +300,11 @@ async fn open_lease(service: &Arc<Service>, options: &Options) -> Result<Lease, 
     let (tx, granted) = oneshot::channel();
     let (opening, seconds) = (service.clone(), options.ttl_seconds());
     service.env.spawn(async move {
-        let asked = opening.env.now();
+        let (asked, history) = (opening.env.now(), opening.store.history());
         let opened = opening.store.open_lease(seconds).await;
         let asked = if is_on(Sabotage::DeadlineFromReceipt) { opening.env.now() } else { asked };
-        let granted = opened.map(|(id, ttl)| Granted { service: opening.clone(), lease: Some(Lease::granted(id, ttl, asked)) });
+        let granted =
+            opened.map(|(id, ttl)| Granted { service: opening.clone(), lease: Some(Lease::granted(id, ttl, asked, history)) });
         let _ = tx.send(granted);
     });
     let gone = || Trouble::Unavailable("the request for a lease has ended without an answer".into());
@@ -398,7 +366,8 @@ impl Session {
                 Pending::start(&env, async move {
                     // A certificate that cannot be read is an error at once, not at the first request.
                     if connection.has_files() {
-                        connection.read_files().await?;
+                        let read = timeout(options.connect_timeout, connection.read_files()).await;
+                        read.unwrap_or_else(|_| Err(files_do_not_answer(&connection, options.connect_timeout)))?;
                     }
                     let service = Service::of(&io, address, connection);
                     Session::open(service, options).await
@@ -415,7 +384,7 @@ impl Session {
             loop {
                 match open_lease(&service, &options).await {
                     Ok(lease) => return Ok(lease),
-                    Err(trouble @ (Trouble::Denied(_) | Trouble::Refused(_))) => {
+                    Err(trouble @ (Trouble::Denied(_) | Trouble::Refused(_) | Trouble::Invalid(_))) => {
                         return Err(connect_error(&service.address, &trouble));
                     }
                     Err(trouble) => last_trouble = Some(trouble.to_string()),

@@ -111,7 +111,7 @@ impl Counters {
             Loss::Refused => self.lost_refused.add(),
             Loss::MaxHold => self.lost_max_hold.add(),
             Loss::Closed => self.lost_closed.add(),
-            Loss::Forked | Loss::Internal => {}
+            Loss::Forked | Loss::Internal | Loss::HistoryChanged => {}
         }
     }
 

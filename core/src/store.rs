@@ -61,6 +61,8 @@ impl Ahead {
 pub(crate) struct Look {
     /// Whether our ticket is still there.
     pub(crate) present: bool,
+    /// Whether it is not under its lease any more: somebody has written over it.
+    pub(crate) overwritten: bool,
     pub(crate) ahead: Ahead,
 }
 
@@ -90,8 +92,10 @@ pub(crate) struct Left {
 pub(crate) enum Follow {
     /// All tickets of a name.
     Queue(Arc<str>),
-    /// One ticket, by its key.
+    /// The end of one ticket, by its key.
     Ticket(String),
+    /// Whatever others do to a ticket of ours.
+    Own { key: String, lease: LeaseId },
 }
 
 /// What a follower hears, in the order of revisions.
@@ -102,6 +106,8 @@ pub(crate) enum Change {
     Since(Revision),
     /// A ticket is gone.
     Gone { key: String, revision: Revision },
+    /// A ticket of ours was written over, and its lease with it.
+    Overwritten,
 }
 
 /// Changes as they come. Dropping it ends the following.
@@ -173,16 +179,21 @@ pub(crate) enum Trouble {
     Unavailable(String),
     /// The lease is not known: expired or revoked.
     LeaseGone,
+    /// There is a key of somebody else where a ticket of ours was to be.
+    KeyTaken,
     /// Refused for good with these credentials.
     Denied(String),
     /// Refused, and nothing was applied; trying again will not help soon.
     Refused(String),
+    /// What was given cannot be used: endpoints of several clusters.
+    Invalid(String),
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Unavailable(why) | Trouble::Denied(why) | Trouble::Refused(why) => f.write_str(why),
+            Trouble::Unavailable(why) | Trouble::Denied(why) | Trouble::Refused(why) | Trouble::Invalid(why) => f.write_str(why),
+            Trouble::KeyTaken => f.write_str("there is a key of somebody else where ours was to be"),
             Trouble::LeaseGone => f.write_str("the lease has expired or was revoked"),
         }
     }
@@ -208,6 +219,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Looks at the queue ahead of a ticket. After a change that a follower has heard, a cheaper
     /// answer from that revision or later will do.
     fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision, since: Option<Revision>) -> Reply<'a, Look>;
+    /// Puts a ticket right that somebody has written over, if it is still there.
+    fn put_right<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, ()>;
     /// Follows changes, from now on and through any reconnection.
     fn follow(&self, what: Follow) -> Changes;
 
@@ -218,11 +231,20 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// All contenders of all names that start with a prefix, the oldest first.
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>>;
 
+    /// How often what the store tells has turned out to be of another history, as after a restore.
+    fn history(&self) -> u64 {
+        0
+    }
+    /// Waits until that is more often.
+    fn history_changed(&self, _since: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+
     /// What has gone to and fro so far.
     fn traffic(&self) -> Traffic;
 }
 
-/// The key of a contender of `name`: `<name>/<lease, hex>` as etcd's own clients write it, or
+/// The key of a contender of `name`: `<name>/<lease, hex>` as etcd's own clients write it, with a minus if it is negative, or
 /// `<name>/<lease, hex>-<n, hex>` as we do. Keys of a lock that is merely nested are none.
 pub(crate) fn is_contender(name: &str, key: &[u8]) -> bool {
     let entry = key.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"));
@@ -238,6 +260,7 @@ pub(crate) fn name_of_contender(key: &str) -> Option<&str> {
 /// `<lease, hex>` or `<lease, hex>-<n, hex>`.
 fn is_entry(entry: &[u8]) -> bool {
     let hex = |part: &[u8]| !part.is_empty() && part.len() <= 16 && part.iter().all(u8::is_ascii_hexdigit);
+    let entry = entry.strip_prefix(b"-").unwrap_or(entry);
     match entry.iter().position(|&byte| byte == b'-') {
         None => hex(entry),
         Some(dash) => hex(&entry[..dash]) && hex(&entry[dash + 1..]),
@@ -250,11 +273,23 @@ mod tests {
 
     #[test]
     fn only_keys_of_the_very_name_are_contenders() {
-        for key in ["a/694d7abc", "a/694d7abc-1f", "a/0-0"] {
+        for key in ["a/694d7abc", "a/694d7abc-1f", "a/0-0", "a/-5", "a/-7fffffffffffffff"] {
             assert!(is_contender("a", key.as_bytes()), "{key}");
         }
-        for key in ["a", "a/", "a/b/694d", "a/xyz", "a/1-", "a/-1", "a/1-2-3", "ab/694d", "b/694d", "a//1", "a/11112222333344445"]
-        {
+        for key in [
+            "a",
+            "a/",
+            "a/b/694d",
+            "a/xyz",
+            "a/1-",
+            "a/-",
+            "a/--1",
+            "a/1-2-3",
+            "ab/694d",
+            "b/694d",
+            "a//1",
+            "a/11112222333344445",
+        ] {
             assert!(!is_contender("a", key.as_bytes()), "{key}");
         }
     }

@@ -158,6 +158,11 @@
 #define ETCDLOCK_LOSS_INTERNAL 8
 
 /**
+ * What etcd answers is of another history: it was restored from a backup, came back empty, or is another cluster now.
+ */
+#define ETCDLOCK_LOSS_HISTORY_CHANGED 9
+
+/**
  * For etcdlock_set_log: nothing.
  */
 #define ETCDLOCK_LOG_OFF 0

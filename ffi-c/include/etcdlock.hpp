@@ -64,6 +64,7 @@ enum class loss : std::int32_t {
     closed = ETCDLOCK_LOSS_CLOSED,
     forked = ETCDLOCK_LOSS_FORKED,
     internal = ETCDLOCK_LOSS_INTERNAL,
+    history_changed = ETCDLOCK_LOSS_HISTORY_CHANGED,
 };
 
 /// A failure: code() for programs, what() for people.

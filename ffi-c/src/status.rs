@@ -52,6 +52,8 @@ pub const ETCDLOCK_LOSS_CLOSED: i32 = 6;
 pub const ETCDLOCK_LOSS_FORKED: i32 = 7;
 /// A defect in the library ended the session's work.
 pub const ETCDLOCK_LOSS_INTERNAL: i32 = 8;
+/// What etcd answers is of another history: it was restored from a backup, came back empty, or is another cluster now.
+pub const ETCDLOCK_LOSS_HISTORY_CHANGED: i32 = 9;
 
 pub(crate) fn status_name(status: i32) -> &'static CStr {
     match status {
@@ -81,6 +83,7 @@ pub(crate) fn loss_code(loss: &Loss) -> i32 {
         Loss::MaxHold => ETCDLOCK_LOSS_MAX_HOLD,
         Loss::Closed => ETCDLOCK_LOSS_CLOSED,
         Loss::Forked => ETCDLOCK_LOSS_FORKED,
+        Loss::HistoryChanged => ETCDLOCK_LOSS_HISTORY_CHANGED,
         _ => ETCDLOCK_LOSS_INTERNAL,
     }
 }

@@ -5,22 +5,24 @@ use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcdlock_c::*;
 
 static PANICS: AtomicBool = AtomicBool::new(false);
+static RENEWAL_PANICS: AtomicBool = AtomicBool::new(false);
 
 /// Panics where the core tells of a grant.
 struct Panics;
 
 impl tracing::Subscriber for Panics {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "etcdlock::grant"
+        ["etcdlock::grant", "etcdlock::renewal"].contains(&metadata.target())
     }
 
-    fn event(&self, _: &tracing::Event<'_>) {
-        if PANICS.swap(false, Ordering::SeqCst) {
+    fn event(&self, event: &tracing::Event<'_>) {
+        let panics = if event.metadata().target() == "etcdlock::grant" { &PANICS } else { &RENEWAL_PANICS };
+        if panics.swap(false, Ordering::SeqCst) {
             panic!("a panic on purpose, inside the core");
         }
     }
@@ -107,6 +109,29 @@ fn a_panic_inside_the_core_is_internal_to_every_caller_and_the_process_goes_on()
         let again = mutex(anew, c"/panic");
         assert_eq!(etcdlock_mutex_lock(again, 60_000), ETCDLOCK_OK, "{}", last_error());
         assert_eq!(etcdlock_mutex_unlock(again), ETCDLOCK_OK, "{}", last_error());
+
+        // The keeper of a lease too starts again, and with it the session goes on: a renewal comes after a third of 10 s, and
+        // that of either session panics.
+        for mutex in [other, again] {
+            assert_eq!(etcdlock_mutex_lock(mutex, 60_000), ETCDLOCK_OK, "{}", last_error());
+        }
+        RENEWAL_PANICS.store(true, Ordering::SeqCst);
+        let until = Instant::now() + Duration::from_secs(60);
+        let lost = loop {
+            match [other, again].into_iter().find(|mutex| etcdlock_mutex_is_held(*mutex) == 0) {
+                Some(lost) => break lost,
+                None => assert!(Instant::now() < until, "nothing was lost"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(!RENEWAL_PANICS.load(Ordering::SeqCst), "it was not reached");
+        assert_eq!(etcdlock_mutex_loss(lost), ETCDLOCK_LOSS_INTERNAL);
+        assert_eq!(etcdlock_mutex_unlock(lost), ETCDLOCK_LOST);
+        assert_eq!(etcdlock_mutex_lock(lost, 60_000), ETCDLOCK_OK, "{}", last_error());
+        for mutex in [other, again] {
+            assert_eq!(etcdlock_mutex_unlock(mutex), ETCDLOCK_OK, "{}", last_error());
+        }
+
         for mutex in [first, second, other, again] {
             assert_eq!(etcdlock_mutex_free(mutex), ETCDLOCK_OK);
         }

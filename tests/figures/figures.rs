@@ -270,7 +270,7 @@ fn members_of_one(number: usize, faults: usize) -> (usize, usize) {
             }
         }
         let before = lost.load(Ordering::Relaxed);
-        let gaps = Gaps::watch(&cluster);
+        let gaps = Gaps::of(&cluster);
         {
             let leader = cluster.wait_for_leader();
             let member = if fault % 2 == 0 { leader } else { (leader + 1) % 3 };

@@ -131,6 +131,8 @@ struct OpenStream {
 struct Watcher {
     key: Vec<u8>,
     range_end: Vec<u8>,
+    /// Of puts too.
+    puts: bool,
     /// Its events arrive in their order.
     last_arrival: Instant,
     /// It is served in steps of 100 ms until then.
@@ -286,8 +288,8 @@ impl World {
         let now = Instant::now();
         for id in self.streams[stream].watchers.keys().copied().collect::<Vec<_>>() {
             let watcher = &self.streams[stream].watchers[&id];
-            // Core asks for deletes only.
-            let events = changes.iter().filter(|c| c.is_delete && is_in(&c.kv.key, &watcher.key, &watcher.range_end));
+            let events =
+                changes.iter().filter(|c| (c.is_delete || watcher.puts) && is_in(&c.kv.key, &watcher.key, &watcher.range_end));
             let events: Vec<_> = events.map(Change::event).collect();
             if events.is_empty() {
                 continue;
@@ -373,6 +375,7 @@ impl World {
                 let request: LeaseRequest = prost::Message::decode(&**body).expect(decoded);
                 Ok(framed(&self.etcd.renew(request.id, now)))
             }
+            "MemberList" => Ok(framed(&HeaderOnly { header: self.copies[member].etcd.header() })),
             other => panic!("{other} is not simulated"),
         }
     }
@@ -491,10 +494,11 @@ impl World {
         let open = &mut self.streams[at];
         let answer = match order {
             WatchOrder::Create(create) => {
-                assert!(create.start_revision == 0 && create.filters == [0], "core does not ask for that");
+                assert!(create.start_revision == 0 && matches!(create.filters[..], [] | [0]), "core does not ask for that");
                 let id = create.watch_id;
                 let unsynced_until = if unsynced { now + steps } else { now };
-                let watcher = Watcher { key: create.key, range_end: create.range_end, last_arrival: arrives, unsynced_until };
+                let (key, range_end, puts) = (create.key, create.range_end, create.filters.is_empty());
+                let watcher = Watcher { key, range_end, puts, last_arrival: arrives, unsynced_until };
                 open.watchers.insert(id, watcher);
                 WatchResponse { header, watch_id: id, created: true, ..Default::default() }
             }

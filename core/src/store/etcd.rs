@@ -3,14 +3,18 @@
 
 pub(crate) mod api;
 mod batch;
+mod history;
 mod members;
 mod transport;
 mod watch;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::api::{Client, Compare, KeyValue, RangeRequest, RangeResponse, RequestOp, Sign, TxnRequest, TxnResponse};
+use self::api::{
+    Client, Compare, KeyValue, LeaseResponse, RangeRequest, RangeResponse, RequestOp, Sign, TxnRequest, TxnResponse,
+};
 use self::batch::{Answer, Batches};
 use self::members::{Members, Role};
 use self::watch::Watches;
@@ -77,6 +81,14 @@ impl EtcdStore {
         Ok(entries)
     }
 
+    async fn granted(&self, lease: LeaseResponse) -> Result<(LeaseId, Duration), Trouble> {
+        if let Err(trouble) = self.members.compare().await {
+            let _ = self.close_lease(lease.id).await;
+            return Err(trouble);
+        }
+        Ok((lease.id, lasting(lease.ttl)?))
+    }
+
     /// A look as the queue stands now, or, at the member of the watches, as that member has it.
     async fn look_at(&self, ticket: &Ticket, token: Revision, role: Role) -> Result<Look, Trouble> {
         let serializable = role == Role::Watch;
@@ -87,10 +99,11 @@ impl EtcdStore {
             let older = RangeRequest { serializable, max_create_revision: token - 1, ..older };
             let answer = self.txn_at(role, TxnRequest::default().and_then([mine.into(), older.into()])).await?;
             let mut reads = answer.reads();
-            let mine = next_read(&mut reads)?;
+            let mine = next_read(&mut reads)?.kvs.first().filter(|kv| kv.create_revision == token);
             if let Some(keys) = nearest(next_read(&mut reads)?, &ticket.name) {
-                let present = mine.kvs.first().is_some_and(|kv| kv.create_revision == token);
-                return Ok(Look { present, ahead: Ahead { revision: revision_of(&answer)?, keys: Some(keys) } });
+                let overwritten = mine.is_some_and(|kv| kv.lease != ticket.lease);
+                let ahead = Ahead { revision: revision_of(&answer)?, keys: Some(keys) };
+                return Ok(Look { present: mine.is_some(), overwritten, ahead });
             }
         }
         Err(odd("more keys than there are"))
@@ -160,20 +173,28 @@ fn nearest(read: &RangeResponse, name: &str) -> Option<Vec<String>> {
     (keys.len() > NEAR || !read.more).then_some(keys)
 }
 
+/// Our own entry from an earlier copy of a request, if it is there. A key under another lease, or under none, is somebody else's.
+fn entry_before<'a>(read: &'a RangeResponse, ticket: &Ticket) -> Result<Option<&'a KeyValue>, Trouble> {
+    match read.kvs.first() {
+        Some(kv) if kv.lease != ticket.lease => Err(Trouble::KeyTaken),
+        mine => Ok(mine),
+    }
+}
+
 impl Store for EtcdStore {
     fn open_lease(&self, ttl_seconds: i64) -> Reply<'_, (LeaseId, Duration)> {
         Box::pin(async move {
             let limit = self.members.request_limit();
             let grant = |client: Arc<Client>| async move { client.grant(ttl_seconds).await };
+            self.members.begin_to_compare();
             // Each member once before a pause: of many endpoints most may be dead when a program starts.
             for _ in 1..self.members.count() {
                 match self.members.call(Role::Queue, limit, grant).await {
                     Err(Trouble::Unavailable(_)) => {}
-                    granted => return granted.and_then(|granted| Ok((granted.id, lasting(granted.ttl)?))),
+                    granted => return self.granted(granted?).await,
                 }
             }
-            let granted = self.members.call(Role::Queue, limit, grant).await?;
-            Ok((granted.id, lasting(granted.ttl)?))
+            self.granted(self.members.call(Role::Queue, limit, grant).await?).await
         })
     }
 
@@ -217,7 +238,7 @@ impl Store for EtcdStore {
                 return Ok(Entered { token: revision, ahead: Ahead { revision, keys: nearest(read, &ticket.name) } });
             }
             // An earlier copy of this request was applied.
-            let mine = read.kvs.first().ok_or(Trouble::Refused("this entry was given up".into()))?;
+            let mine = entry_before(read, ticket)?.ok_or(Trouble::Refused("this entry was given up".into()))?;
             Ok(Entered { token: mine.create_revision, ahead: Ahead { revision, keys: None } })
         })
     }
@@ -242,7 +263,7 @@ impl Store for EtcdStore {
             }
             let mut reads = answer.reads();
             let some = next_read(&mut reads)?;
-            if let Some(mine) = next_read(&mut reads)?.kvs.first() {
+            if let Some(mine) = entry_before(next_read(&mut reads)?, ticket)? {
                 // An earlier copy of this request was applied.
                 return Ok(Some(Entered { token: mine.create_revision, ahead: Ahead { revision, keys: None } }));
             }
@@ -273,6 +294,8 @@ impl Store for EtcdStore {
             let mut present = vec![RequestOp::delete(&*ticket.key)];
             let mut absent = Vec::new();
             if let Some(next) = next {
+                // Put over another's key it would have that key's revision.
+                conditions.push(Compare::create_revision(&*next.key, Sign::Equal, 0));
                 conditions.push(Compare::create_revision(void_key(next), Sign::Equal, 0));
                 present.extend([get_tail(&ticket.name), put(next)]);
                 absent.push(get_key(&next.key));
@@ -293,7 +316,7 @@ impl Store for EtcdStore {
             let (token, keys) = if answer.succeeded {
                 (revision, nearest(read, &next.name))
             } else {
-                match read.kvs.first() {
+                match entry_before(read, next)? {
                     // An earlier copy of this request was applied.
                     Some(kv) => (kv.create_revision, None),
                     None => return Ok(Left { was_present: false, next: None }),
@@ -319,6 +342,21 @@ impl Store for EtcdStore {
 
     fn follow(&self, what: Follow) -> Changes {
         self.watches.follow(what)
+    }
+
+    fn put_right<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, ()> {
+        Box::pin(async move {
+            let mine = Compare::create_revision(&*ticket.key, Sign::Equal, token);
+            self.txn_at(Role::Queue, TxnRequest::when([mine]).and_then([put(ticket)])).await.map(drop)
+        })
+    }
+
+    fn history(&self) -> u64 {
+        self.members.history().changes()
+    }
+
+    fn history_changed(&self, since: u64) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.members.history().changed_since(since))
     }
 
     fn guarded<'a>(&'a self, ticket: &'a Ticket, token: Revision, what: &'a Guarded) -> Reply<'a, GuardedAnswer> {

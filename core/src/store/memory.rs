@@ -57,10 +57,24 @@ impl Inner {
         self.followers.retain(|(what, follower)| {
             let hears = match what {
                 Follow::Queue(name) => is_contender(name, key.as_bytes()),
-                Follow::Ticket(ticket) => ticket == key,
+                Follow::Ticket(ticket) | Follow::Own { key: ticket, .. } => ticket == key,
             };
             if hears { follower.send(Change::Gone { key: key.to_owned(), revision }).is_ok() } else { !follower.is_closed() }
         });
+    }
+
+    /// Without a lease, whatever was there before.
+    fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.revision += 1;
+        let created = self.keys.get(key).map_or(self.revision, |old| old.created);
+        self.keys.insert(key.to_vec(), Value { created, lease: None, bytes: value.to_vec() });
+        for (what, follower) in &self.followers {
+            if let Follow::Own { key: own, .. } = what
+                && own.as_bytes() == key
+            {
+                let _ = follower.send(Change::Overwritten);
+            }
+        }
     }
 
     fn end_lease(&mut self, lease: LeaseId) {
@@ -217,7 +231,19 @@ impl Store for MemoryStore {
 
     fn look<'a>(&'a self, ticket: &'a Ticket, token: Revision, _since: Option<Revision>) -> Reply<'a, Look> {
         self.request(|inner| {
-            Ok(Look { present: inner.token(&ticket.key) == Some(token), ahead: inner.ahead(&ticket.name, token) })
+            let mine = inner.keys.get(ticket.key.as_bytes()).filter(|value| value.created == token);
+            let overwritten = mine.is_some_and(|value| value.lease != Some(ticket.lease));
+            Ok(Look { present: mine.is_some(), overwritten, ahead: inner.ahead(&ticket.name, token) })
+        })
+    }
+
+    fn put_right<'a>(&'a self, ticket: &'a Ticket, token: Revision) -> Reply<'a, ()> {
+        self.request(|inner| {
+            let mine = inner.keys.get_mut(ticket.key.as_bytes()).filter(|value| value.created == token);
+            if let Some(mine) = mine {
+                (mine.lease, mine.bytes) = (Some(ticket.lease), ticket.value.as_bytes().to_vec());
+            }
+            Ok(())
         })
     }
 
@@ -237,10 +263,7 @@ impl Store for MemoryStore {
             }
             Ok(GuardedAnswer::Applied(match what {
                 Guarded::Put { key, value } => {
-                    inner.revision += 1;
-                    let created = inner.revision;
-                    let value = Value { created, lease: None, bytes: value.clone() };
-                    inner.keys.insert(key.clone(), value);
+                    inner.put(key, value);
                     None
                 }
                 Guarded::Get { key } => inner.keys.get(key).map(|value| value.bytes.clone()),

@@ -17,8 +17,8 @@ use etcdlock::{Loss, Options};
 use etcdlock_rig::{Cluster, Etcd};
 use prost::Message;
 use tokio_stream::StreamExt;
-use tonic::Status;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 use tower::ServiceExt;
 
 /// Only a hang takes this long.
@@ -62,7 +62,16 @@ impl Outside {
     }
 
     fn read(&self, range: RangeRequest) -> api::RangeResponse {
-        self.runtime.block_on(self.client.range(range)).unwrap()
+        let end = Instant::now() + LONG;
+        loop {
+            match self.runtime.block_on(self.client.range(range.clone())) {
+                // A cluster may elect a leader at any moment, on a busy machine too.
+                Err(status) if status.code() == Code::Unavailable && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                read => return read.unwrap(),
+            }
+        }
     }
 
     /// A request of which only matters whether it was granted, by its path in etcd's protocol.
@@ -329,12 +338,16 @@ impl Gaps {
         gaps
     }
 
-    /// What failed shows nothing if the cluster itself was of no use for longer than `excused`.
-    pub fn judge(self, done: Result<(), String>, excused: Duration) -> Result<(), Failed> {
+    pub fn longest(self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
         let mut seen = self.seen.lock().unwrap();
         seen.look(Instant::now());
-        let longest = seen.longest;
+        seen.longest
+    }
+
+    /// What failed shows nothing if the cluster itself was of no use for longer than `excused`.
+    pub fn judge(self, done: Result<(), String>, excused: Duration) -> Result<(), Failed> {
+        let longest = self.longest();
         done.map_err(|why| match longest > excused {
             true => Failed::ByCluster(format!("the cluster itself was of no use for {longest:?}, so this shows nothing: {why}")),
             false => Failed::ByUs(format!("the cluster was never of no use for more than {longest:?}, but {why}")),

@@ -77,6 +77,31 @@ impl Etcd {
         self.wait_until_healthy();
     }
 
+    /// A copy of the data of a server that was killed.
+    pub fn back_up(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().expect("a folder for a copy");
+        copy_all(&self.server.data.path().join("etcd"), copy.path());
+        copy
+    }
+
+    /// Puts a copy in the place of the data of a server that was killed; without one it will be empty.
+    pub fn restore(&self, copy: Option<&Path>) {
+        let data = self.server.data.path().join("etcd");
+        std::fs::remove_dir_all(&data).expect("the data of a server that was killed");
+        if let Some(copy) = copy {
+            copy_all(copy, &data);
+        }
+    }
+
+    /// etcd's own gRPC proxy in front of the server.
+    pub fn grpc_proxy(&self) -> GrpcProxy {
+        let port = free_port();
+        let listen = format!("--listen-addr=127.0.0.1:{port}");
+        let proxy = Server::start(vec!["grpc-proxy".into(), "start".into(), format!("--endpoints={}", self.endpoint()), listen]);
+        proxy.wait_until("a gRPC proxy", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        GrpcProxy { _proxy: proxy, port }
+    }
+
     /// Stops the server's process (SIGSTOP): connections stay, nothing answers.
     pub fn stop(&self) {
         self.server.signal(Signal::SIGSTOP);
@@ -108,6 +133,24 @@ impl Etcd {
     fn wait_until_healthy(&self) {
         self.server.wait_until(&self.endpoint(), || is_healthy(self.ports.metrics));
     }
+}
+
+/// A running `etcd grpc-proxy`.
+pub struct GrpcProxy {
+    _proxy: Server,
+    port: u16,
+}
+
+impl GrpcProxy {
+    /// `127.0.0.1:PORT`, for clients.
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-R").arg(from.join(".")).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} cannot be copied", from.display());
 }
 
 fn run(command: &mut Command) -> Option<String> {
@@ -148,14 +191,14 @@ impl Server {
     }
 
     fn spawn(data: &tempfile::TempDir, by: &[String], args: &[String]) -> (Child, u32) {
+        let is_proxy = args.first().is_some_and(|first| first == "grpc-proxy");
         let etcd = find("etcd").expect("etcd is not installed: run `make setup`, or put etcd on the PATH");
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "etcd-keeper"])
             .args(by)
             .arg(etcd)
-            .arg("--data-dir")
-            .arg(data.path().join("etcd"))
             .args(args)
+            .args((!is_proxy).then(|| format!("--data-dir={}", data.path().join("etcd").display())))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(data.path().join("log")).map_or(Stdio::null(), Stdio::from))

@@ -59,6 +59,11 @@ impl Client {
         self.ask("/etcdserverpb.Lease/LeaseRevoke", LeaseRequest { id }).await
     }
 
+    /// Of which only matters whose answer it is. It needs no permission, and no leader.
+    pub(crate) async fn cluster(&self) -> Result<HeaderOnly, Status> {
+        self.ask("/etcdserverpb.Cluster/MemberList", HeaderOnly::default()).await
+    }
+
     /// One renewal on a stream of its own: nothing to rebuild when it breaks, and each may go to
     /// another member. A TTL of 0 in the answer says that the lease is gone.
     pub(crate) async fn renew(&self, id: i64) -> Result<LeaseResponse, Status> {
@@ -270,6 +275,10 @@ impl Event {
     /// Anything else but a put and a delete is from a future etcd.
     pub(crate) fn is_delete(&self) -> bool {
         self.kind == 1
+    }
+
+    pub(crate) fn is_put(&self) -> bool {
+        self.kind == 0
     }
 }
 

@@ -5,20 +5,22 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 use tower::ServiceExt;
 
-use super::api::{Channel, Client};
+use super::api::{Channel, Client, Header};
+use super::history::{Headed, History, Odd};
 use super::{Reply, Trouble, transport};
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
 use crate::stats::Counter;
-use crate::store::Traffic;
+use crate::store::{Revision, Traffic};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);
@@ -29,6 +31,8 @@ const ASIDE_AT_FIRST: Duration = Duration::from_millis(250);
 const ASIDE_AT_MOST: Duration = Duration::from_secs(5);
 /// How many times a renewal is sent, to one member after the other, in the time limit of one.
 const ASKED_IN_A_LIMIT: u32 = 4;
+/// How long the first lease waits for the word of the other members, to which cluster they belong.
+const COMPARE_LIMIT: Duration = Duration::from_millis(200);
 /// etcd closes connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
 
@@ -44,6 +48,8 @@ pub(super) struct Members {
     members: Vec<Member>,
     /// The member that the queue's requests go to while it answers.
     preferred: AtomicUsize,
+    history: History,
+    comparing: Mutex<Comparing>,
     connection: Connection,
     requests: Counter,
     watch_events: Counter,
@@ -55,7 +61,19 @@ struct Member {
     url: String,
     client: tokio::sync::Mutex<Option<Arc<Client>>>,
     was_connected: Arc<AtomicBool>,
+    /// It is etcd's gRPC proxy, which numbers watches itself.
+    is_proxy: AtomicBool,
     health: Mutex<Health>,
+}
+
+/// Whether all members belong to one cluster.
+#[derive(Default)]
+enum Comparing {
+    #[default]
+    NotYet,
+    /// It ends when each has answered, or will not.
+    Asked(mpsc::Receiver<()>),
+    Done,
 }
 
 #[derive(Default)]
@@ -73,11 +91,14 @@ impl Members {
             url: url.clone(),
             client: Default::default(),
             was_connected: Arc::default(),
+            is_proxy: AtomicBool::default(),
             health: Default::default(),
         });
         let members: Vec<_> = members.collect();
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
         Members {
+            history: History::new(members.len()),
+            comparing: Mutex::default(),
             members,
             preferred,
             connection: connection.clone(),
@@ -112,6 +133,65 @@ impl Members {
         self.reconnections.add();
     }
 
+    pub(super) fn note_proxy(&self, member: usize) {
+        self.members[member].is_proxy.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_proxy(&self, member: usize) -> bool {
+        self.members[member].is_proxy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Looks whether an answer is of the cluster and the history that we know. `known` for a linearizable one.
+    pub(super) fn check(&self, member: usize, header: Option<&Header>, known: Option<Revision>) -> Result<(), Trouble> {
+        let Some(header) = header else { return Ok(()) };
+        let url = &self.members[member].url;
+        self.history.check(member, header, known).map_err(|odd| match odd {
+            Odd::Stranger(id, cluster) => {
+                let why = format!("{url} belongs to cluster {id:x}, and the other endpoints to {cluster:x}");
+                self.set_aside(member, true, &why);
+                Trouble::Unavailable(why)
+            }
+            Odd::Changed(why) => {
+                tracing::warn!(target: "etcdlock::failover", endpoint = url, why, "etcd's history is another now; all holds are lost");
+                Trouble::Unavailable(format!("{url}: etcd's history is another now: {why}"))
+            }
+        })
+    }
+
+    /// Asks each member to which cluster it belongs, once, beside whatever else is done.
+    pub(super) fn begin_to_compare(self: &Arc<Self>) {
+        let mut comparing = lock(&self.comparing);
+        if self.members.len() == 1 || !matches!(*comparing, Comparing::NotYet) {
+            return;
+        }
+        let (done, all_have_answered) = mpsc::channel(1);
+        *comparing = Comparing::Asked(all_have_answered);
+        for member in 0..self.members.len() {
+            let (members, done) = (self.clone(), done.clone());
+            self.env.spawn(async move {
+                let nothing = |_| async { Ok(()) };
+                let _ = members.call_known(member, true, LIMIT_WITH_OTHERS_TO_ASK, nothing).await;
+                drop(done);
+            });
+        }
+    }
+
+    /// Fails if the members that are there belong to several clusters: then a lock would be one in each.
+    pub(super) async fn compare(&self) -> Result<(), Trouble> {
+        let asked = std::mem::replace(&mut *lock(&self.comparing), Comparing::Done);
+        let Comparing::Asked(mut all_have_answered) = asked else { return Ok(()) };
+        // One that is dead does not keep us.
+        let _ = tokio::time::timeout(COMPARE_LIMIT, all_have_answered.recv()).await;
+        let Some(clusters) = self.history.clusters() else { return Ok(()) };
+        *lock(&self.comparing) = Comparing::NotYet;
+        let each = clusters.iter().map(|(member, id)| format!("{} to {id:x}", self.members[*member].url)).collect::<Vec<_>>();
+        Err(Trouble::Invalid(format!("its endpoints belong to different clusters: {}", each.join(", "))))
+    }
+
     /// Sends one request to one member.
     pub(super) async fn call<T, F>(
         &self,
@@ -120,9 +200,14 @@ impl Members {
         request: impl FnOnce(Arc<Client>) -> F,
     ) -> Result<T, Trouble>
     where
+        T: Headed,
         F: Future<Output = Result<T, Status>>,
     {
-        self.call_one(self.pick(role), limit, request).await
+        let member = self.pick(role);
+        let known = (T::IS_LINEARIZABLE && role == Role::Queue).then(|| self.history.revision());
+        let answer = self.call_one(member, limit, request).await?;
+        self.check(member, answer.header(), known)?;
+        Ok(answer)
     }
 
     /// Asks one member after the other, each a while after the one before and without giving up on
@@ -138,13 +223,19 @@ impl Members {
         request: impl Fn(Arc<Client>) -> F + Sync,
     ) -> Result<T, Trouble>
     where
-        T: Send,
+        T: Headed + Send,
         F: Future<Output = Result<T, Status>> + Send,
     {
         let first = self.pick(Role::Queue);
         let count = self.members.len();
+        let request = &request;
+        let ask = move |member| async move {
+            let answer = self.call_one(member, limit, request).await?;
+            self.check(member, answer.header(), None)?;
+            Ok(answer)
+        };
         if count == 1 {
-            return self.call_one(first, limit, request).await;
+            return ask(first).await;
         }
         let mut under_way: Vec<(usize, Reply<'_, T>)> = Vec::new();
         let mut sent = 0;
@@ -157,7 +248,7 @@ impl Members {
             let asked = if usable.is_empty() || hurry { in_turn } else { usable };
             let these = if hurry { &asked[..] } else { &asked[sent % asked.len()..][..1] };
             for &member in these {
-                under_way.push((member, Box::pin(self.call_one(member, limit, &request))));
+                under_way.push((member, Box::pin(ask(member))));
             }
             sent += 1;
             let next = tokio::time::sleep(limit / ASKED_IN_A_LIMIT);
@@ -198,12 +289,31 @@ impl Members {
         F: Future<Output = Result<T, Status>>,
     {
         self.count_request();
+        self.call_known(member, self.history.is_unknown(member), limit, request).await
+    }
+
+    /// Asks the member first to which cluster it belongs, if that is to be.
+    async fn call_known<T, F>(
+        &self,
+        member: usize,
+        ask_first: bool,
+        limit: Duration,
+        request: impl FnOnce(Arc<Client>) -> F,
+    ) -> Result<T, Trouble>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         let url = &self.members[member].url;
         let mut used = None;
         let answer = tokio::time::timeout(limit, async {
             let (client, is_new) = self.client(member).await?;
             used = Some((client.clone(), is_new));
             let token = client.token().clone();
+            if ask_first {
+                self.count_request();
+                let answer = client.cluster().await?;
+                self.check(member, answer.header(), None).map_err(|stranger| Failure::Stranger(stranger.to_string()))?;
+            }
             match request(client.clone()).await {
                 Err(status) if is_old_auth_revision(&status) => {
                     client.log_in(token).await?;
@@ -299,8 +409,8 @@ impl Members {
         tracing::debug!(target: "etcdlock::failover", endpoint = self.members[member].url, why, "member set aside");
     }
 
-    fn health(&self, member: usize) -> std::sync::MutexGuard<'_, Health> {
-        self.members[member].health.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self, member: usize) -> MutexGuard<'_, Health> {
+        lock(&self.members[member].health)
     }
 
     /// The client of a member, and whether it has just been made.
@@ -345,6 +455,10 @@ impl Members {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Why a request has no answer.
 #[derive(Debug)]
 enum Failure {
@@ -354,6 +468,8 @@ enum Failure {
     Transport(tonic::transport::Error),
     /// What was given for it cannot be used.
     Setup(String),
+    /// The member is of another cluster, or of another history.
+    Stranger(String),
 }
 
 impl From<Status> for Failure {
@@ -464,5 +580,6 @@ fn trouble_from(url: &str, failure: &Failure) -> Trouble {
         }
         Failure::Transport(error) => Trouble::Unavailable(format!("{url}: {}", whole_message(error))),
         Failure::Setup(why) => Trouble::Refused(why.clone()),
+        Failure::Stranger(why) => Trouble::Unavailable(why.clone()),
     }
 }

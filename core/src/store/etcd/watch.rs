@@ -1,6 +1,6 @@
 //! All watches of a target on one stream, rebuilt when it ends, is reset, or falls silent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
-use super::api::{WatchCreate, WatchOrder, WatchRequest, WatchResponse, end_of_prefix};
+use super::api::{WatchCreate, WatchRequest, WatchResponse, end_of_prefix};
 use super::members::{Members, Role};
 use super::prefix;
 use crate::place::Retry;
@@ -68,19 +68,24 @@ impl Watches {
     }
 }
 
+/// A key's own holder hears of puts too.
+fn filters(what: &Follow) -> Vec<i32> {
+    const NO_PUTS: i32 = 0;
+    if matches!(what, Follow::Own { .. }) { Vec::new() } else { vec![NO_PUTS] }
+}
+
 /// A watch without a start revision is live at once. With one that is not in the future it would
 /// be served every 100 ms (etcd's `syncWatchersLoop`).
 fn create(watch_id: WatchId, what: &Follow) -> WatchRequest {
-    const NO_PUTS: i32 = 0;
     let (key, range_end) = match what {
         Follow::Queue(name) => {
             let prefix = prefix(name).into_bytes();
             let end = end_of_prefix(&prefix);
             (prefix, end)
         }
-        Follow::Ticket(key) => (key.clone().into_bytes(), Vec::new()),
+        Follow::Ticket(key) | Follow::Own { key, .. } => (key.clone().into_bytes(), Vec::new()),
     };
-    WatchRequest::create(WatchCreate { key, range_end, filters: vec![NO_PUTS], watch_id, start_revision: 0 })
+    WatchRequest::create(WatchCreate { key, range_end, filters: filters(what), watch_id, start_revision: 0 })
 }
 
 async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, followers: &mut BTreeMap<WatchId, Follower>) {
@@ -89,26 +94,30 @@ async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, follower
     loop {
         loop {
             match inbox.try_recv() {
-                Ok(command) => drop(apply(command, followers)),
+                Ok(command) => keep(command, followers),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
         while followers.is_empty() {
             match inbox.recv().await {
-                Some(command) => drop(apply(command, followers)),
+                Some(command) => keep(command, followers),
                 None => return,
             }
         }
         let member = members.pick(Role::Watch);
         let start = Instant::now();
-        if let Ok((sender, answers)) = open(members, member, followers).await {
+        if let Ok((mut stream, answers)) = Stream::open(members, member, followers).await {
             if was_open {
                 members.count_reconnection();
             }
             was_open = true;
-            match serve(members, sender, answers, inbox, followers).await {
+            match stream.serve(answers, inbox, followers).await {
                 Ended::NobodyLeft => return,
+                Ended::Numbered => {
+                    members.note_proxy(member);
+                    continue;
+                }
                 Ended::Broken(why) => members.set_aside(member, false, &why),
                 Ended::Silent => members.set_aside(member, true, "the watch stream is silent"),
                 Ended::Refused(why) => {
@@ -124,35 +133,12 @@ async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, follower
     }
 }
 
-/// Keeps the list of followers, and says what has to go out because of it.
-fn apply(command: Command, followers: &mut BTreeMap<WatchId, Follower>) -> Option<WatchRequest> {
+/// Keeps the list of followers.
+fn keep(command: Command, followers: &mut BTreeMap<WatchId, Follower>) {
     match command {
-        Command::Follow(id, follower) => {
-            let request = create(id, &follower.what);
-            followers.insert(id, follower);
-            Some(request)
-        }
-        Command::Stop(id) => followers.remove(&id).map(|_| WatchRequest::cancel(id)),
+        Command::Follow(id, follower) => drop(followers.insert(id, follower)),
+        Command::Stop(id) => drop(followers.remove(&id)),
     }
-}
-
-/// Opens a stream with the watches of all followers.
-async fn open(
-    members: &Members,
-    member: usize,
-    followers: &BTreeMap<WatchId, Follower>,
-) -> Result<(UnboundedSender<WatchRequest>, Streaming<WatchResponse>), super::Trouble> {
-    // Without a bound: a stream that is full must not keep us from reading it.
-    let (outgoing, requests) = mpsc::unbounded_channel();
-    for (nth, (id, follower)) in followers.iter().enumerate() {
-        if nth > 0 {
-            members.count_request();
-        }
-        let _ = outgoing.send(create(*id, &follower.what));
-    }
-    let requests = UnboundedReceiverStream::new(requests);
-    let answers = members.call_one(member, OPEN_LIMIT, |client| async move { client.watch(requests).await }).await?;
-    Ok((outgoing, answers))
 }
 
 enum Ended {
@@ -161,80 +147,200 @@ enum Ended {
     Silent,
     /// A watch was refused: its stream's token has run out, or the permission is missing.
     Refused(String),
+    /// It turned out that a proxy numbers the watches itself.
+    Numbered,
 }
 
-async fn serve(
-    members: &Members,
+/// How watches are told apart on a stream.
+enum Numbers {
+    /// etcd takes ours. Those that are asked for.
+    Ours(BTreeSet<WatchId>),
+    /// Its gRPC proxy gives its own, in an order that does not tell which is which. So one is asked for after the other.
+    Theirs { ours: BTreeMap<WatchId, WatchId>, asked: Option<WatchId>, waiting: VecDeque<WatchId> },
+}
+
+/// One stream with the watches of all followers.
+struct Stream<'a> {
+    members: &'a Members,
+    member: usize,
     outgoing: UnboundedSender<WatchRequest>,
-    mut answers: Streaming<WatchResponse>,
-    inbox: &mut UnboundedReceiver<Command>,
-    followers: &mut BTreeMap<WatchId, Follower>,
-) -> Ended {
-    let mut sign_of_life = tokio::time::interval(SIGN_OF_LIFE);
-    sign_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    sign_of_life.reset();
-    let mut heard = true;
-    loop {
-        tokio::select! {
-            biased;
-            answer = answers.message() => match answer {
-                Ok(Some(answer)) => {
-                    heard = true;
-                    // etcd checks each new watch by the token that the stream was opened with, and
-                    // newer releases answer a refusal without the watch's id.
-                    let is_ours = answer.watch_id < 0 || followers.contains_key(&answer.watch_id);
-                    if answer.canceled && is_ours && answer.compact_revision == 0 {
-                        return Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason));
-                    }
-                    if let Some(again) = hear(members, &answer, followers) {
-                        let _ = outgoing.send(again);
-                    }
-                }
-                Ok(None) => return Ended::Broken("the watch stream ended".into()),
-                Err(error) => return Ended::Broken(error.to_string()),
-            },
-            command = inbox.recv() => {
-                let Some(command) = command else { return Ended::NobodyLeft };
-                if let Some(request) = apply(command, followers) {
-                    if let Some(WatchOrder::Create(_)) = request.order {
-                        members.count_request();
-                    }
-                    let _ = outgoing.send(request);
-                }
-            }
-            _ = sign_of_life.tick() => {
-                if !heard && !followers.is_empty() {
-                    return Ended::Silent;
-                }
-                heard = false;
-                let _ = outgoing.send(WatchRequest::progress());
-            }
-        }
-    }
+    numbers: Numbers,
 }
 
-/// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
-fn hear(members: &Members, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Option<WatchRequest> {
-    let id = answer.watch_id;
-    let follower = followers.get(&id)?;
-    if answer.canceled {
-        return Some(create(id, &follower.what));
-    }
-    if answer.created {
-        let revision = answer.header.map_or(0, |header| header.revision);
-        let _ = follower.changes.send(Change::Since(revision));
-    }
-    for event in &answer.events {
-        members.count_event();
-        let Some(kv) = event.kv.as_ref().filter(|_| event.is_delete()) else { continue };
-        let hears = match &follower.what {
-            Follow::Queue(name) => is_contender(name, &kv.key),
-            Follow::Ticket(_) => true,
+impl<'a> Stream<'a> {
+    async fn open(
+        members: &'a Members,
+        member: usize,
+        followers: &BTreeMap<WatchId, Follower>,
+    ) -> Result<(Stream<'a>, Streaming<WatchResponse>), super::Trouble> {
+        // Without a bound: a stream that is full must not keep us from reading it.
+        let (outgoing, requests) = mpsc::unbounded_channel();
+        let numbers = match members.is_proxy(member) {
+            true => Numbers::Theirs { ours: BTreeMap::new(), asked: None, waiting: VecDeque::new() },
+            false => Numbers::Ours(BTreeSet::new()),
         };
-        if hears {
-            let key = String::from_utf8_lossy(&kv.key).into_owned();
-            let _ = follower.changes.send(Change::Gone { key, revision: kv.mod_revision });
+        let mut stream = Stream { members, member, outgoing, numbers };
+        for (nth, id) in followers.keys().enumerate() {
+            if nth > 0 {
+                members.count_request();
+            }
+            stream.ask(*id, followers);
+        }
+        let requests = UnboundedReceiverStream::new(requests);
+        let answers = members.call_one(member, OPEN_LIMIT, |client| async move { client.watch(requests).await }).await?;
+        Ok((stream, answers))
+    }
+
+    fn send(&self, request: WatchRequest) {
+        // A stream that has ended is noticed where it is read.
+        let _ = self.outgoing.send(request);
+    }
+
+    /// Asks for a watch, or remembers to.
+    fn ask(&mut self, id: WatchId, followers: &BTreeMap<WatchId, Follower>) {
+        let Some(follower) = followers.get(&id) else { return };
+        match &mut self.numbers {
+            Numbers::Ours(asked) => drop(asked.insert(id)),
+            Numbers::Theirs { asked: Some(_), waiting, .. } => return waiting.push_back(id),
+            Numbers::Theirs { asked, .. } => *asked = Some(id),
+        }
+        self.send(create(id, &follower.what));
+    }
+
+    fn stop(&mut self, id: WatchId) {
+        let theirs = match &mut self.numbers {
+            Numbers::Ours(_) => Some(id),
+            Numbers::Theirs { ours, waiting, .. } => {
+                waiting.retain(|waiting| *waiting != id);
+                let theirs = ours.iter().find_map(|(theirs, ours)| (*ours == id).then_some(*theirs));
+                if let Some(theirs) = theirs {
+                    ours.remove(&theirs);
+                }
+                theirs
+            }
+        };
+        if let Some(theirs) = theirs {
+            self.send(WatchRequest::cancel(theirs));
         }
     }
-    None
+
+    /// Which of ours an answer is about. With the answer to a wish it is known from then on.
+    fn ours(&mut self, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Result<Option<WatchId>, Ended> {
+        let number = answer.watch_id;
+        let (stopped, next) = match &mut self.numbers {
+            Numbers::Ours(asked) => {
+                let is_odd = answer.created && !asked.remove(&number);
+                return if is_odd { Err(Ended::Numbered) } else { Ok(Some(number)) };
+            }
+            Numbers::Theirs { ours, .. } if !answer.created => return Ok(ours.get(&number).copied()),
+            Numbers::Theirs { ours, asked, waiting } => {
+                let id = asked.take();
+                let known = id.filter(|id| followers.contains_key(id));
+                if let Some(id) = known {
+                    ours.insert(number, id);
+                }
+                (known.is_none(), waiting.pop_front())
+            }
+        };
+        if stopped {
+            self.send(WatchRequest::cancel(number));
+        }
+        if let Some(next) = next {
+            self.ask(next, followers);
+        }
+        let Numbers::Theirs { ours, .. } = &self.numbers else { return Ok(None) };
+        Ok(ours.get(&number).copied())
+    }
+
+    async fn serve(
+        &mut self,
+        mut answers: Streaming<WatchResponse>,
+        inbox: &mut UnboundedReceiver<Command>,
+        followers: &mut BTreeMap<WatchId, Follower>,
+    ) -> Ended {
+        let mut sign_of_life = tokio::time::interval(SIGN_OF_LIFE);
+        sign_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        sign_of_life.reset();
+        let mut heard = true;
+        loop {
+            tokio::select! {
+                biased;
+                answer = answers.message() => match answer {
+                    Ok(Some(answer)) => {
+                        heard = true;
+                        if let Err(ended) = self.hear(&answer, followers) {
+                            return ended;
+                        }
+                    }
+                    Ok(None) => return Ended::Broken("the watch stream ended".into()),
+                    Err(error) => return Ended::Broken(error.to_string()),
+                },
+                command = inbox.recv() => {
+                    let Some(command) = command else { return Ended::NobodyLeft };
+                    let (id, is_new) = match &command {
+                        Command::Follow(id, _) => (*id, true),
+                        Command::Stop(id) => (*id, false),
+                    };
+                    keep(command, followers);
+                    if is_new {
+                        self.members.count_request();
+                        self.ask(id, followers);
+                    } else {
+                        self.stop(id);
+                    }
+                }
+                // The proxy leaves the question unanswered.
+                _ = sign_of_life.tick(), if matches!(self.numbers, Numbers::Ours(_)) => {
+                    if !heard && !followers.is_empty() {
+                        return Ended::Silent;
+                    }
+                    heard = false;
+                    self.send(WatchRequest::progress());
+                }
+            }
+        }
+    }
+
+    /// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
+    fn hear(&mut self, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Result<(), Ended> {
+        if answer.canceled && answer.watch_id < 0 && answer.compact_revision == 0 {
+            // etcd checks each new watch by the token that the stream was opened with, and newer releases answer a refusal
+            // without the watch's id.
+            return Err(Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason)));
+        }
+        if answer.watch_id < 0 {
+            return Ok(());
+        }
+        let Some(id) = self.ours(answer, followers)? else { return Ok(()) };
+        let Some(follower) = followers.get(&id) else { return Ok(()) };
+        if answer.canceled {
+            if answer.compact_revision == 0 {
+                return Err(Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason)));
+            }
+            self.stop(id);
+            self.ask(id, followers);
+            return Ok(());
+        }
+        if answer.created {
+            self.members
+                .check(self.member, answer.header.as_ref(), None)
+                .map_err(|stranger| Ended::Broken(stranger.to_string()))?;
+            let revision = answer.header.map_or(0, |header| header.revision);
+            let _ = follower.changes.send(Change::Since(revision));
+        }
+        for event in &answer.events {
+            self.members.count_event();
+            let Some(kv) = &event.kv else { continue };
+            let change = match &follower.what {
+                Follow::Own { lease, .. } if event.is_put() && kv.lease != *lease => Change::Overwritten,
+                Follow::Queue(name) if !is_contender(name, &kv.key) => continue,
+                _ if event.is_delete() => {
+                    Change::Gone { key: String::from_utf8_lossy(&kv.key).into_owned(), revision: kv.mod_revision }
+                }
+                _ => continue,
+            };
+            let _ = follower.changes.send(change);
+        }
+        Ok(())
+    }
 }
