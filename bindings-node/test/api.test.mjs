@@ -504,6 +504,10 @@ for (const [store, target] of stores) {
         [() => connect(target, { ttl: 1 }), /ttl 1s is too short/],
         [() => connect(target, { ttl: '10' }), /ttl "10" is not a number of seconds/],
         [() => connect(target, { user: 'u' }), /without a password/],
+        // Of a secret not even what was wrong with it is shown.
+        [() => connect(target, { user: 'u', password: ['hunter2'] }), /^password is not a string \(its value is not shown\)$/],
+        [() => connect(target, { user: 'u', password: 'hunter2\ud800' }), /^password is not well-formed \(its value is not shown\)$/],
+        [() => connect(target, { cert: 'c', key: { pem: 'hunter2' } }), /^key is not a string \(its value is not shown\)$/],
         [() => connect(target, { owner: Symbol('x') }), /owner Symbol\(x\)/],
         [() => connect('redis://a'), /unknown scheme "redis"/],
         [() => connect([]), /empty/],

@@ -586,11 +586,11 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Bytes {
     }
 }
 
-impl From<Bytes> for Vec<u8> {
-    fn from(bytes: Bytes) -> Self {
-        match bytes {
-            Bytes::Bytes(bytes) => bytes.to_vec(),
-            Bytes::Text(text) => text.as_bytes().to_vec(),
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Bytes(bytes) => bytes,
+            Bytes::Text(text) => text.as_bytes(),
         }
     }
 }

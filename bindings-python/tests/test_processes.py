@@ -52,6 +52,30 @@ def test_a_holder_that_was_stopped_past_its_ttl_knows_at_its_first_call(etcd: Et
     assert holder.end()[::2] == (0, "")
 
 
+# ---- row 41: memory is short --------------------------------------------------------------------
+
+SHORT_OF_MEMORY = """
+import resource, sys, etcdlock
+session = etcdlock.connect(sys.argv[1])
+with session.mutex(sys.argv[2]).lock() as hold:
+    large = bytes(300 << 20)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), used + (100 << 20)))
+    try:
+        hold.put(sys.argv[2] + ".state", large)
+    except etcdlock.Invalid as error:
+        print(error)
+session.close()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is only limited where there is /proc")
+def test_row_41_a_value_there_is_no_memory_for_is_an_error_and_no_abort(etcd: Etcd, name: str) -> None:
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, etcd.endpoint, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "314572800 bytes" in done.stdout, done
+
+
 # ---- row 28: forked ----------------------------------------------------------------------------
 
 FORKED = """

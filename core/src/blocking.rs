@@ -104,17 +104,17 @@ impl Hold {
     }
 
     /// See [`crate::Hold::put`].
-    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Result<()> {
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.0.put(key, value).wait()
     }
 
     /// See [`crate::Hold::get`].
-    pub fn get(&self, key: impl Into<Vec<u8>>) -> Result<Option<Vec<u8>>> {
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
         self.0.get(key).wait()
     }
 
     /// See [`crate::Hold::delete`].
-    pub fn delete(&self, key: impl Into<Vec<u8>>) -> Result<()> {
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<()> {
         self.0.delete(key).wait()
     }
 }

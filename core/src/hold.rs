@@ -14,6 +14,9 @@ use crate::place::{Command, Retry};
 use crate::session::SessionCore;
 use crate::store::{Guarded, GuardedAnswer, Ticket, Trouble};
 
+/// Of a key or a value that is written. etcd itself takes 1.5 MB in a request unless told otherwise.
+const LARGEST_WRITE: usize = 32 * 1024 * 1024;
+
 pub(crate) struct HoldCore {
     session: Arc<SessionCore>,
     name: Arc<str>,
@@ -340,24 +343,44 @@ impl Hold {
     ///
     /// # Errors
     ///
+    /// [`Invalid`](ErrorKind::Invalid) for a key or value over 32 MiB; etcd's own limit is 1.5 MB unless it was told otherwise.
     /// [`Lost`](ErrorKind::Lost) if the hold no longer owns the lock; then nothing was written, but
     /// for a request whose first copy went unanswered, and then the message says so.
     /// [`Unavailable`](ErrorKind::Unavailable) if there is no answer within 5 s; then it may or may
     /// not have been written.
-    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Pending<()> {
-        self.core.guarded(Guarded::Put { key: key.into(), value: value.into() }, drop)
+    pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Pending<()> {
+        self.guarded(
+            &[key.as_ref(), value.as_ref()],
+            || Guarded::Put { key: key.as_ref().to_vec(), value: value.as_ref().to_vec() },
+            drop,
+        )
     }
 
     /// Reads `key` only if this hold still owns the lock; `None` if there is no such key. Errors as
     /// with [`put`](Self::put).
-    pub fn get(&self, key: impl Into<Vec<u8>>) -> Pending<Option<Vec<u8>>> {
-        self.core.guarded(Guarded::Get { key: key.into() }, |value| value)
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Pending<Option<Vec<u8>>> {
+        self.guarded(&[key.as_ref()], || Guarded::Get { key: key.as_ref().to_vec() }, |value| value)
     }
 
     /// Deletes `key` only if this hold still owns the lock; deleting what is not there is fine.
     /// Errors as with [`put`](Self::put).
-    pub fn delete(&self, key: impl Into<Vec<u8>>) -> Pending<()> {
-        self.core.guarded(Guarded::Delete { key: key.into() }, drop)
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Pending<()> {
+        self.guarded(&[key.as_ref()], || Guarded::Delete { key: key.as_ref().to_vec() }, drop)
+    }
+
+    /// A copy that there is no memory for would end the process, so what etcd would not take in any case is not copied.
+    fn guarded<T: Send + 'static>(
+        &self,
+        given: &[&[u8]],
+        what: impl FnOnce() -> Guarded,
+        answer: fn(Option<Vec<u8>>) -> T,
+    ) -> Pending<T> {
+        match given.iter().map(|bytes| bytes.len()).max() {
+            Some(largest) if largest > LARGEST_WRITE => {
+                Pending::ready(Err(Error::invalid(format!("a key or value of {largest} bytes is over {LARGEST_WRITE} bytes"))))
+            }
+            _ => self.core.guarded(what(), answer),
+        }
     }
 }
 

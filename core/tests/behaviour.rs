@@ -231,6 +231,12 @@ on_both_stores! {
         assert_eq!(kind(hold.put("", "x")), ErrorKind::Invalid);
         let own_key = session.inspect(name).unwrap()[0].key.clone();
         assert_eq!(kind(hold.put(own_key, "x")), ErrorKind::Invalid);
+        // It is not even copied: there may be no memory for that.
+        let too_large = vec![0; 32 * 1024 * 1024 + 1];
+        let error = hold.put(key.as_str(), &too_large).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.message().contains("33554433 bytes"), "{error}");
+        assert_eq!(kind(hold.get(&too_large)), ErrorKind::Invalid);
+        assert_eq!(kind(hold.delete(&too_large)), ErrorKind::Invalid);
         hold.unlock().unwrap();
     }
 

@@ -49,8 +49,9 @@ module Etcdlock
       This.begin
       options = Native.call do
         EtcdlockNative::ConnectOptions.new(
-          language: EtcdlockNative::Language::RUBY, ttl: Native.seconds("ttl", ttl), namespace:, user:, password:,
-          ca: ca&.to_s, cert: cert&.to_s, key: key&.to_s, server_name:, owner:,
+          language: EtcdlockNative::Language::RUBY, ttl: Native.seconds("ttl", ttl), namespace:, user:,
+          password: Native.secret("password", password),
+          ca: ca&.to_s, cert: cert&.to_s, key: Native.secret("key", key&.to_s), server_name:, owner:,
           connect_timeout: Native.seconds("connect_timeout", connect_timeout), max_hold: Native.seconds("max_hold", max_hold)
         )
       end

@@ -276,6 +276,10 @@ class LockTest < EtcdlockTest
     assert_raises(Etcdlock::Invalid) { connect("memory:", ttl: 1) }
     assert_raises(Etcdlock::Invalid) { connect("memory:", ttl: "10") }
     assert_raises(Etcdlock::Invalid) { connect("memory:", owner: 5) }
+    [["hunter2"], :hunter2, { is: "hunter2" }, "hunter2\xff"].each do |secret|
+      error = assert_raises(Etcdlock::Invalid) { connect("memory:", user: "root", password: secret) }
+      refute_includes error.full_message, "hunter2"
+    end
     assert_raises(Etcdlock::Invalid) { connect("memory:", connect_timeout: -1) }
     connect("memory:") do |session|
       assert_equal "the lock name nil is not a String", assert_raises(Etcdlock::Invalid) { session.mutex(nil) }.message

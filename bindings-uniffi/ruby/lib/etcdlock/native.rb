@@ -58,6 +58,13 @@ module Etcdlock
       raise Invalid, "#{what} #{value.inspect} is not valid UTF-8"
     end
 
+    # Text that nobody is to see, in a message either.
+    def secret(what, value)
+      return value if value.nil? || (value.is_a?(String) && (value.encoding != Encoding::UTF_8 || value.valid_encoding?))
+
+      raise Invalid, "#{what} is not a String of valid text (its value is not shown)"
+    end
+
     # A key or a value, which may be any bytes.
     def string(what, value)
       return value if value.is_a?(String)

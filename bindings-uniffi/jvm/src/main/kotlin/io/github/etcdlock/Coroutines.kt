@@ -55,13 +55,14 @@ public suspend fun Hold.awaitUnlock(): Unit = await(startUnlock())
 public suspend fun Hold.awaitPut(key: ByteArray, value: ByteArray): Unit = await(startPut(key, value))
 
 /** [Hold.put] of text, suspending. */
-public suspend fun Hold.awaitPut(key: String, value: String): Unit = awaitPut(key.toByteArray(), value.toByteArray())
+public suspend fun Hold.awaitPut(key: String, value: String): Unit =
+    awaitPut(bytesOf("the key", key), bytesOf("the value", value))
 
 /** [Hold.get], suspending. */
 public suspend fun Hold.awaitGet(key: ByteArray): ByteArray? = await(startGet(key))
 
 /** [Hold.get] of text, suspending. */
-public suspend fun Hold.awaitGet(key: String): String? = awaitGet(key.toByteArray())?.decodeToString()
+public suspend fun Hold.awaitGet(key: String): String? = awaitGet(bytesOf("the key", key))?.decodeToString()
 
 /** [Hold.delete], suspending. */
 public suspend fun Hold.awaitDelete(key: ByteArray): Unit = await(startDelete(key))

@@ -60,6 +60,16 @@ internal fun exception(kind: String, text: String): EtcdLockException = when (ki
     else -> InternalException(text)
 }
 
+/** Half of a surrogate pair has no UTF-8: it would become another text on the way, and two names one. */
+internal fun wellFormed(what: String, text: String): String {
+    if (!Charsets.UTF_8.newEncoder().canEncode(text)) {
+        throw InvalidException("$what is not well-formed: it has half of a surrogate pair")
+    }
+    return text
+}
+
+internal fun bytesOf(what: String, text: String): ByteArray = wellFormed(what, text).encodeToByteArray()
+
 /** Runs a native call; its failure becomes the exception of its kind. */
 internal inline fun <T> native(call: () -> T): T = try {
     call()

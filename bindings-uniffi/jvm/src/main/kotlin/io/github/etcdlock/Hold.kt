@@ -108,7 +108,7 @@ public class Hold internal constructor(
 
     /** [put] of text. */
     @Throws(InterruptedException::class)
-    public fun put(key: String, value: String): Unit = put(key.toByteArray(), value.toByteArray())
+    public fun put(key: String, value: String): Unit = put(bytesOf("the key", key), bytesOf("the value", value))
 
     /** Reads `key` only if this hold still owns the lock; null if there is no such key. See [put]. */
     @Throws(InterruptedException::class)
@@ -116,7 +116,7 @@ public class Hold internal constructor(
 
     /** [get] of text. */
     @Throws(InterruptedException::class)
-    public fun get(key: String): String? = get(key.toByteArray())?.let { String(it) }
+    public fun get(key: String): String? = get(bytesOf("the key", key))?.let { String(it) }
 
     /** Deletes `key` only if this hold still owns the lock; deleting what is not there is fine. See [put]. */
     @Throws(InterruptedException::class)
@@ -124,7 +124,7 @@ public class Hold internal constructor(
 
     /** [delete] of a key that is text. */
     @Throws(InterruptedException::class)
-    public fun delete(key: String): Unit = delete(key.toByteArray())
+    public fun delete(key: String): Unit = delete(bytesOf("the key", key))
 
     /** [put] without waiting. */
     public fun putAsync(key: ByteArray, value: ByteArray): CompletableFuture<Void?> = startPut(key, value).future().thenApply { null }

@@ -20,28 +20,28 @@ public class Options {
     public fun ttl(ttl: Duration): Options = set { copy(ttl = ttl.inSeconds()) }
 
     /** A prefix for every lock name of the session. */
-    public fun namespace(prefix: String): Options = set { copy(namespace = prefix) }
+    public fun namespace(prefix: String): Options = set { copy(namespace = wellFormed("the namespace", prefix)) }
 
     /** User name for etcd's own authentication; needs [password]. */
-    public fun user(user: String): Options = set { copy(user = user) }
+    public fun user(user: String): Options = set { copy(user = wellFormed("user", user)) }
 
     /** Password for etcd's own authentication; needs [user]. */
-    public fun password(password: String): Options = set { copy(password = password) }
+    public fun password(password: String): Options = set { copy(password = wellFormed("password", password)) }
 
     /** Certificates that may sign the server's: PEM text, or the path of a PEM file. */
-    public fun ca(pem: String): Options = set { copy(ca = pem) }
+    public fun ca(pem: String): Options = set { copy(ca = wellFormed("ca", pem)) }
 
     /** The client's certificate: PEM text, or the path of a PEM file; needs [key]. */
-    public fun cert(pem: String): Options = set { copy(cert = pem) }
+    public fun cert(pem: String): Options = set { copy(cert = wellFormed("cert", pem)) }
 
     /** The private key of [cert]: PEM text, or the path of a PEM file. */
-    public fun key(pem: String): Options = set { copy(key = pem) }
+    public fun key(pem: String): Options = set { copy(key = wellFormed("key", pem)) }
 
     /** The name in the server's certificate, where it differs from the endpoint's host. */
-    public fun serverName(name: String): Options = set { copy(serverName = name) }
+    public fun serverName(name: String): Options = set { copy(serverName = wellFormed("serverName", name)) }
 
     /** A label that others see in [Session.inspect]. Default `host:pid`. */
-    public fun owner(label: String): Options = set { copy(owner = label) }
+    public fun owner(label: String): Options = set { copy(owner = wellFormed("owner", label)) }
 
     /** How long to try to reach the target at first, default 5 s. It does not bound the session's life. */
     public fun connectTimeout(timeout: Duration): Options = set { copy(connectTimeout = timeout.inSeconds()) }
@@ -119,7 +119,7 @@ public class Session internal constructor(internal val native: NativeSession) : 
      * @throws InvalidException for a name that is empty, over 1,024 bytes or has a NUL
      * @throws ClosedException
      */
-    public fun mutex(name: String): Mutex = Mutex(native { native.mutex(name) })
+    public fun mutex(name: String): Mutex = Mutex(native { native.mutex(wellFormed("the lock name", name)) })
 
     /**
      * Who holds the lock of this name and who waits for it, in order. Entries of etcd's own clients show too. Blocks for
@@ -176,7 +176,7 @@ public class Session internal constructor(internal val native: NativeSession) : 
     /** [close] without waiting. */
     public fun closeAsync(timeout: Duration): CompletableFuture<Void?> = startClose(timeout).future().thenApply { null }
 
-    internal fun startInspect(name: String) = Started(native.contenders(name)) { outcome ->
+    internal fun startInspect(name: String) = Started(native.contenders(wellFormed("the lock name", name))) { outcome ->
         (outcome as Outcome.Contenders).contenders.map { c ->
             Contender(c.isHolder, c.owner, c.host, c.pid.toLong(), c.language, c.token, c.age?.let(::durationOf), c.key)
         }
@@ -224,6 +224,7 @@ public class Session internal constructor(internal val native: NativeSession) : 
 
         internal fun start(target: List<String>?, options: Options): Started<Session> {
             Library.start()
+            target?.forEach { wellFormed("the target", it) }
             val call = native { connect(target, options.build()) }
             return Started(call, { it.native.close() }) { Session((it as Outcome.Session).session) }
         }

@@ -464,6 +464,22 @@ class LockTest {
     void wrong_arguments_are_named_at_once() throws Exception {
         assertTrue(assertThrows(InvalidException.class, () -> Session.connect("redis://a")).getMessage().contains("redis"));
         assertThrows(InvalidException.class, () -> Session.connect(List.of()));
+        // Half of a surrogate pair: on the way it would become "?", and two keys one.
+        assertThrows(InvalidException.class, () -> Session.connect("memory:\ud800"));
+        assertThrows(InvalidException.class, () -> new Options().namespace("\ud800"));
+        String secret = assertThrows(InvalidException.class, () -> new Options().password("secret\ud800")).getMessage();
+        assertFalse(secret.contains("secret"), secret);
+        try (Session session = Session.connect("memory:"); Hold hold = session.mutex("surrogates").lock()) {
+            assertThrows(InvalidException.class, () -> session.mutex("\ud800"));
+            assertThrows(InvalidException.class, () -> session.inspect("\udbff"));
+            for (String half : List.of("\ud800", "a\udc00")) {
+                assertThrows(InvalidException.class, () -> hold.put(half, "one"));
+                assertThrows(InvalidException.class, () -> hold.put("k", half));
+                assertThrows(InvalidException.class, () -> hold.get(half));
+                assertThrows(InvalidException.class, () -> hold.delete(half));
+            }
+            hold.put("\ud83d\ude00", "a whole pair");
+        }
         assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().ttl(Duration.ofSeconds(1))));
         assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().ttl(Duration.ofSeconds(-1))));
         assertThrows(InvalidException.class, () -> Session.connect("memory:", new Options().user("a")));
