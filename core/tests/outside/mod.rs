@@ -365,7 +365,7 @@ pub fn unless_the_cluster_fails(name: &str, mut attempt: impl FnMut() -> Result<
     for n in 0..5 {
         match attempt() {
             Ok(()) => return,
-            Err(Failed::ByCluster(why)) => println!("{name}, attempt {n}: {why}"),
+            Err(Failed::ByCluster(why)) => drop(writeln!(std::io::stderr(), "{name}, attempt {n}: {why}")),
             Err(Failed::ByUs(why)) => panic!("{name}: {why}"),
         }
     }
