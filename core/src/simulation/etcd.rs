@@ -115,7 +115,8 @@ impl Etcd {
             kvs.truncate(request.limit as usize);
         }
         if request.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value.clear());
+            // etcd 3.7 leaves the lease out as well.
+            kvs.iter_mut().for_each(|kv| (kv.value, kv.lease) = (Vec::new(), 0));
         }
         RangeResponse { header: self.header(), kvs, more, count }
     }

@@ -57,7 +57,12 @@ impl EtcdStore {
 
     /// The contenders in a range, the oldest first. Beside and below a name there may be other data, of any size: so the keys are
     /// read alone, page by page, and then the values of those that are contenders.
-    async fn entries(&self, range: RangeRequest, is_contender: impl Fn(&KeyValue) -> bool) -> Result<Vec<Entry>, Trouble> {
+    async fn entries(
+        &self,
+        range: RangeRequest,
+        with_lease: bool,
+        is_contender: impl Fn(&KeyValue) -> bool,
+    ) -> Result<Vec<Entry>, Trouble> {
         let mut page = range.keys_only().limit(KEYS_IN_A_PAGE);
         let mut found = Vec::new();
         loop {
@@ -68,6 +73,10 @@ impl EtcdStore {
             // The rest as it was then.
             page.revision = read.header.map_or(0, |header| header.revision);
         }
+        // etcd 3.7 leaves the lease out where keys alone are asked for; others tell here already what need not be read.
+        if with_lease && found.iter().any(|kv| kv.lease != 0) {
+            found.retain(|kv| kv.lease != 0);
+        }
         found.sort_by_key(|kv| kv.create_revision);
         let mut entries = Vec::with_capacity(found.len());
         for some in found.chunks(VALUES_AT_ONCE) {
@@ -75,7 +84,8 @@ impl EtcdStore {
             let answer = self.txn_at(Role::Queue, TxnRequest::default().and_then(gets)).await?;
             for (kv, read) in some.iter().zip(answer.reads()) {
                 // Who has left meanwhile is not shown; nor is another of the same key.
-                entries.extend(read.kvs.first().filter(|now| now.create_revision == kv.create_revision).map(entry_of));
+                let still = read.kvs.first().filter(|now| now.create_revision == kv.create_revision);
+                entries.extend(still.filter(|now| now.lease != 0 || !with_lease).map(entry_of));
             }
         }
         Ok(entries)
@@ -94,7 +104,7 @@ impl EtcdStore {
         let serializable = role == Role::Watch;
         // A limit of 0 is none: for a queue in which keys of nested locks take the places.
         for limit in [NEAR as i64 + 1, 0] {
-            let mine = RangeRequest { serializable, ..RangeRequest::key(&*ticket.key).keys_only() };
+            let mine = RangeRequest { serializable, ..RangeRequest::key(&*ticket.key) };
             let older = RangeRequest::prefix(&prefix(&ticket.name)).keys_only().limit(limit).newest_first();
             let older = RangeRequest { serializable, max_create_revision: token - 1, ..older };
             let answer = self.txn_at(role, TxnRequest::default().and_then([mine.into(), older.into()])).await?;
@@ -120,8 +130,9 @@ fn void_key(ticket: &Ticket) -> String {
     format!("{}.void-{}", ticket.name, entry.trim_start_matches('/'))
 }
 
+/// With its value, because etcd 3.7 leaves the lease out where keys alone are asked for.
 fn get_key(key: &str) -> RequestOp {
-    RangeRequest::key(key).keys_only().into()
+    RangeRequest::key(key).into()
 }
 
 /// The end of the queue: the nearest ahead of a ticket that is put next in the same transaction.
@@ -377,13 +388,13 @@ impl Store for EtcdStore {
     }
 
     fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>> {
-        Box::pin(async move { self.entries(RangeRequest::prefix(&prefix(name)), |kv| is_contender(name, &kv.key)).await })
+        Box::pin(async move { self.entries(RangeRequest::prefix(&prefix(name)), false, |kv| is_contender(name, &kv.key)).await })
     }
 
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {
         Box::pin(async move {
-            let is_lock = |kv: &KeyValue| kv.lease != 0 && name_of_contender(&key_of(kv)).is_some();
-            self.entries(RangeRequest::prefix(prefix), is_lock).await
+            let is_lock = |kv: &KeyValue| name_of_contender(&key_of(kv)).is_some();
+            self.entries(RangeRequest::prefix(prefix), true, is_lock).await
         })
     }
 
