@@ -311,8 +311,14 @@ impl Members {
             let token = client.token().clone();
             if ask_first {
                 self.count_request();
-                let answer = client.cluster().await?;
-                self.check(member, answer.header(), None).map_err(|stranger| Failure::Stranger(stranger.to_string()))?;
+                match client.cluster().await.map_err(Failure::Status) {
+                    Ok(answer) => {
+                        self.check(member, answer.header(), None).map_err(|stranger| Failure::Stranger(stranger.to_string()))?
+                    }
+                    Err(broken) if is_broken_connection(&broken) => return Err(broken),
+                    // Another release, or a proxy, may not tell that to everybody.
+                    Err(_) => {}
+                }
             }
             match request(client.clone()).await {
                 Err(status) if is_old_auth_revision(&status) => {
