@@ -6,7 +6,6 @@ use tokio::sync::Notify;
 
 /// Those who wait are woken in the order in which they came, which tokio's `watch` does not do: a simulation has to replay
 /// exactly.
-#[derive(Default)]
 pub(crate) struct Announced<T> {
     state: Mutex<T>,
     changed: Notify,
@@ -23,6 +22,11 @@ impl<T> Announced<T> {
 
     pub(crate) fn set(&self, state: T) {
         *self.now() = state;
+        self.announce();
+    }
+
+    /// Of what was changed in place.
+    pub(crate) fn announce(&self) {
         self.changed.notify_waiters();
     }
 

@@ -91,8 +91,8 @@ impl EtcdStore {
         Ok(entries)
     }
 
-    async fn granted(&self, lease: LeaseResponse) -> Result<(LeaseId, Duration), Trouble> {
-        if let Err(trouble) = self.members.compare().await {
+    async fn granted(&self, lease: LeaseResponse, is_comparing: bool) -> Result<(LeaseId, Duration), Trouble> {
+        if is_comparing && let Err(trouble) = self.members.compare().await {
             let _ = self.close_lease(lease.id).await;
             return Err(trouble);
         }
@@ -197,15 +197,15 @@ impl Store for EtcdStore {
         Box::pin(async move {
             let limit = self.members.request_limit();
             let grant = |client: Arc<Client>| async move { client.grant(ttl_seconds).await };
-            self.members.begin_to_compare();
+            let is_comparing = self.members.begin_to_compare();
             // Each member once before a pause: of many endpoints most may be dead when a program starts.
             for _ in 1..self.members.count() {
                 match self.members.call(Role::Queue, limit, grant).await {
                     Err(Trouble::Unavailable(_)) => {}
-                    granted => return self.granted(granted?).await,
+                    granted => return self.granted(granted?, is_comparing).await,
                 }
             }
-            self.granted(self.members.call(Role::Queue, limit, grant).await?).await
+            self.granted(self.members.call(Role::Queue, limit, grant).await?, is_comparing).await
         })
     }
 

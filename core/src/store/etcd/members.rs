@@ -9,18 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 use tower::ServiceExt;
 
 use super::api::{Channel, Client, Header};
-use super::history::{Headed, History, Odd};
+use super::history::{Headed, History, Known, Odd};
 use super::{Reply, Trouble, transport};
+use crate::announced::Announced;
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
 use crate::stats::Counter;
-use crate::store::{Revision, Traffic};
+use crate::store::Traffic;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);
@@ -49,7 +49,8 @@ pub(super) struct Members {
     /// The member that the queue's requests go to while it answers.
     preferred: AtomicUsize,
     history: History,
-    comparing: Mutex<Comparing>,
+    /// How many have not named their cluster yet; `None` until they are asked.
+    to_name_their_cluster: Announced<Option<usize>>,
     connection: Connection,
     requests: Counter,
     watch_events: Counter,
@@ -64,16 +65,6 @@ struct Member {
     /// It is etcd's gRPC proxy, which numbers watches itself.
     is_proxy: AtomicBool,
     health: Mutex<Health>,
-}
-
-/// Whether all members belong to one cluster.
-#[derive(Default)]
-enum Comparing {
-    #[default]
-    NotYet,
-    /// It ends when each has answered, or will not.
-    Asked(mpsc::Receiver<()>),
-    Done,
 }
 
 #[derive(Default)]
@@ -98,7 +89,7 @@ impl Members {
         let preferred = AtomicUsize::new(fastrand::usize(..members.len()));
         Members {
             history: History::new(members.len()),
-            comparing: Mutex::default(),
+            to_name_their_cluster: Announced::new(None),
             members,
             preferred,
             connection: connection.clone(),
@@ -146,7 +137,7 @@ impl Members {
     }
 
     /// Looks whether an answer is of the cluster and the history that we know. `known` for a linearizable one.
-    pub(super) fn check(&self, member: usize, header: Option<&Header>, known: Option<Revision>) -> Result<(), Trouble> {
+    pub(super) fn check(&self, member: usize, header: Option<&Header>, known: Option<Known>) -> Result<(), Trouble> {
         let Some(header) = header else { return Ok(()) };
         let url = &self.members[member].url;
         self.history.check(member, header, known).map_err(|odd| match odd {
@@ -159,35 +150,38 @@ impl Members {
                 tracing::warn!(target: "etcdlock::failover", endpoint = url, why, "etcd's history is another now; all holds are lost");
                 Trouble::Unavailable(format!("{url}: etcd's history is another now: {why}"))
             }
+            Odd::Late => Trouble::Unavailable(format!("{url}: asked before etcd's history changed")),
         })
     }
 
-    /// Asks each member to which cluster it belongs, once, beside whatever else is done.
-    pub(super) fn begin_to_compare(self: &Arc<Self>) {
-        let mut comparing = lock(&self.comparing);
-        if self.members.len() == 1 || !matches!(*comparing, Comparing::NotYet) {
-            return;
+    /// Asks each member to which cluster it belongs, once, beside whatever else is done. Whether answers are still to come.
+    pub(super) fn begin_to_compare(self: &Arc<Self>) -> bool {
+        let mut to_come = self.to_name_their_cluster.now();
+        if self.members.len() == 1 || to_come.is_some() {
+            return to_come.is_some_and(|to_come| to_come > 0);
         }
-        let (done, all_have_answered) = mpsc::channel(1);
-        *comparing = Comparing::Asked(all_have_answered);
+        *to_come = Some(self.members.len());
         for member in 0..self.members.len() {
-            let (members, done) = (self.clone(), done.clone());
+            let members = self.clone();
             self.env.spawn(async move {
-                let nothing = |_| async { Ok(()) };
-                let _ = members.call_known(member, true, LIMIT_WITH_OTHERS_TO_ASK, nothing).await;
-                drop(done);
+                let ask = |client: Arc<Client>| async move { client.cluster().await };
+                // A stranger is set aside by it.
+                let _ = members.call_checked(member, None, LIMIT_WITH_OTHERS_TO_ASK, ask).await;
+                let to_come = members.to_name_their_cluster.now().map(|to_come| to_come.saturating_sub(1));
+                members.to_name_their_cluster.set(to_come);
             });
         }
+        true
     }
 
-    /// Fails if the members that are there belong to several clusters: then a lock would be one in each.
+    /// Fails if the members that are there belong to several clusters: then a lock would be one in each. All who connect
+    /// while the answers are to come wait for them.
     pub(super) async fn compare(&self) -> Result<(), Trouble> {
-        let asked = std::mem::replace(&mut *lock(&self.comparing), Comparing::Done);
-        let Comparing::Asked(mut all_have_answered) = asked else { return Ok(()) };
+        let all_have_answered = self.to_name_their_cluster.find(|to_come| (*to_come == Some(0)).then_some(()));
         // One that is dead does not keep us.
-        let _ = tokio::time::timeout(COMPARE_LIMIT, all_have_answered.recv()).await;
+        let _ = tokio::time::timeout(COMPARE_LIMIT, all_have_answered).await;
         let Some(clusters) = self.history.clusters() else { return Ok(()) };
-        *lock(&self.comparing) = Comparing::NotYet;
+        self.to_name_their_cluster.set(None);
         let each = clusters.iter().map(|(member, id)| format!("{} to {id:x}", self.members[*member].url)).collect::<Vec<_>>();
         Err(Trouble::Invalid(format!("its endpoints belong to different clusters: {}", each.join(", "))))
     }
@@ -203,11 +197,8 @@ impl Members {
         T: Headed,
         F: Future<Output = Result<T, Status>>,
     {
-        let member = self.pick(role);
-        let known = (T::IS_LINEARIZABLE && role == Role::Queue).then(|| self.history.revision());
-        let answer = self.call_one(member, limit, request).await?;
-        self.check(member, answer.header(), known)?;
-        Ok(answer)
+        let known = (T::IS_LINEARIZABLE && role == Role::Queue).then(|| self.history.known());
+        self.call_checked(self.pick(role), known, limit, request).await
     }
 
     /// Asks one member after the other, each a while after the one before and without giving up on
@@ -229,13 +220,8 @@ impl Members {
         let first = self.pick(Role::Queue);
         let count = self.members.len();
         let request = &request;
-        let ask = move |member| async move {
-            let answer = self.call_one(member, limit, request).await?;
-            self.check(member, answer.header(), None)?;
-            Ok(answer)
-        };
         if count == 1 {
-            return ask(first).await;
+            return self.call_checked(first, None, limit, request).await;
         }
         let mut under_way: Vec<(usize, Reply<'_, T>)> = Vec::new();
         let mut sent = 0;
@@ -248,7 +234,7 @@ impl Members {
             let asked = if usable.is_empty() || hurry { in_turn } else { usable };
             let these = if hurry { &asked[..] } else { &asked[sent % asked.len()..][..1] };
             for &member in these {
-                under_way.push((member, Box::pin(ask(member))));
+                under_way.push((member, Box::pin(self.call_checked(member, None, limit, request))));
             }
             sent += 1;
             let next = tokio::time::sleep(limit / ASKED_IN_A_LIMIT);
@@ -279,6 +265,19 @@ impl Members {
         }
     }
 
+    /// Of an answer with a header, which has to be of our cluster and history.
+    async fn call_checked<T: Headed, F: Future<Output = Result<T, Status>>>(
+        &self,
+        member: usize,
+        known: Option<Known>,
+        limit: Duration,
+        request: impl FnOnce(Arc<Client>) -> F,
+    ) -> Result<T, Trouble> {
+        let answer = self.call_one(member, limit, request).await?;
+        self.check(member, answer.header(), known)?;
+        Ok(answer)
+    }
+
     pub(super) async fn call_one<T, F>(
         &self,
         member: usize,
@@ -289,36 +288,15 @@ impl Members {
         F: Future<Output = Result<T, Status>>,
     {
         self.count_request();
-        self.call_known(member, self.history.is_unknown(member), limit, request).await
-    }
-
-    /// Asks the member first to which cluster it belongs, if that is to be.
-    async fn call_known<T, F>(
-        &self,
-        member: usize,
-        ask_first: bool,
-        limit: Duration,
-        request: impl FnOnce(Arc<Client>) -> F,
-    ) -> Result<T, Trouble>
-    where
-        F: Future<Output = Result<T, Status>>,
-    {
+        let is_unknown = self.history.is_unknown(member);
         let url = &self.members[member].url;
         let mut used = None;
         let answer = tokio::time::timeout(limit, async {
             let (client, is_new) = self.client(member).await?;
             used = Some((client.clone(), is_new));
             let token = client.token().clone();
-            if ask_first {
-                self.count_request();
-                match client.cluster().await.map_err(Failure::Status) {
-                    Ok(answer) => {
-                        self.check(member, answer.header(), None).map_err(|stranger| Failure::Stranger(stranger.to_string()))?
-                    }
-                    Err(broken) if is_broken_connection(&broken) => return Err(broken),
-                    // Another release, or a proxy, may not tell that to everybody.
-                    Err(_) => {}
-                }
+            if is_unknown {
+                self.ask_for_cluster(member, &client).await?;
             }
             match request(client.clone()).await {
                 Err(status) if is_old_auth_revision(&status) => {
@@ -361,6 +339,16 @@ impl Members {
             self.set_aside(member, silent, why);
         }
         Err(trouble)
+    }
+
+    async fn ask_for_cluster(&self, member: usize, client: &Client) -> Result<(), Failure> {
+        self.count_request();
+        match client.cluster().await.map_err(Failure::Status) {
+            Ok(answer) => self.check(member, answer.header(), None).map_err(|stranger| Failure::Stranger(stranger.to_string())),
+            Err(broken) if is_broken_connection(&broken) => Err(broken),
+            // Another release, or a proxy, may not tell that to everybody.
+            Err(_) => Ok(()),
+        }
     }
 
     /// The first member in turn that is not set aside, else the one whose time is up first.
