@@ -150,15 +150,17 @@ function string(name, value) {
   wellFormed(name, value)
 }
 
+const hasHalfAPair = (text) => /\p{Surrogate}/u.test(text)
+
 /** Nobody is to see it, in a message either. */
 function secret(name, value) {
   if (typeof value !== 'string') throw invalid(`${name} is not a string (its value is not shown)`)
-  if (/\p{Surrogate}/u.test(value)) throw invalid(`${name} is not well-formed (its value is not shown)`)
+  if (hasHalfAPair(value)) throw invalid(`${name} is not well-formed (its value is not shown)`)
 }
 
 /** Half a surrogate pair would become U+FFFD on the way, and names that differ one and the same. */
 function wellFormed(name, value) {
-  if (/\p{Surrogate}/u.test(value)) throw invalid(`${name} ${show(value)} is not well-formed: it has half of a surrogate pair`)
+  if (hasHalfAPair(value)) throw invalid(`${name} ${show(value)} is not well-formed: it has half of a surrogate pair`)
 }
 
 function time(name, value) {

@@ -22,10 +22,11 @@ bold=$'\033[1m' red=$'\033[31m' plain=$'\033[0m'
 
 # Steps one after the other, in the background: each leaves NUMBER.log and, at its end, NUMBER.end with its code and time.
 run_lane() { # LOGS STEP…
-    local logs=$1 i code start
+    local logs=$1 lane=$1/lane.$BASHPID.pid i code start
     shift
+    echo $BASHPID >"$lane"
     for i in "$@"; do
-        [ -n "${KEEP_GOING:-}" ] || ! grep -qsv '^0 ' "$logs"/*.end || return 0
+        [ -n "${KEEP_GOING:-}" ] || ! grep -qsv '^0 ' "$logs"/*.end || break
         start=$SECONDS code=0
         timeout -k 10 "$(limit_of "$i")" bash -c "set -euo pipefail; ${step_commands[i]}" >"$logs/$((i + 1)).log" 2>&1 </dev/null &
         echo $! >"$logs/$((i + 1)).pid"
@@ -33,15 +34,16 @@ run_lane() { # LOGS STEP…
         echo "$code $((SECONDS - start))" >"$logs/$i.new"
         mv "$logs/$i.new" "$logs/$((i + 1)).end"
     done
+    rm "$lane"
 }
 
 # What takes so long beside any load hangs, and must not take the others with it.
 limit_of() { echo $((300 + 10 * step_seconds[$1])); }
 
-# Each step is a group of its own, which Ctrl-C does not reach.
+# Each step is a group of its own, which Ctrl-C does not reach. Its lane first, which would begin the next one.
 end_all() { # LOGS
     local begun
-    for begun in "$1"/*.pid; do
+    for begun in "$1"/lane.*.pid "$1"/[0-9]*.pid; do
         [ ! -e "$begun" ] || [ -e "${begun%.pid}.end" ] || kill "$(<"$begun")" 2>/dev/null || true
     done
 }
@@ -71,7 +73,7 @@ run_plan() {
     local logs=target/steps/$title
     rm -rf "$logs"
     mkdir -p "$logs"
-    trap "KEEP_GOING=; end_all $logs" EXIT
+    trap "end_all $logs" EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
     # Of steps side by side the longer lane counts.

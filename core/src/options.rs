@@ -236,9 +236,9 @@ impl Connection {
 
     /// The files of certificates, for messages; not what is given as text.
     pub(crate) fn files(&self) -> Vec<String> {
-        let cert = self.identity.as_ref().map(|(cert, _)| cert);
-        let given = self.ca.iter().chain(cert).filter(|given| !given.contains("-----BEGIN") && given.len() <= 256);
-        given.map(|path| format!("{path:?}")).collect()
+        let identity = self.identity.iter().flat_map(|(cert, key)| [("cert", cert), ("key", key)]);
+        let given = self.ca.iter().map(|ca| ("ca", ca)).chain(identity);
+        given.filter(|(_, given)| !is_pem(given)).map(|(what, path)| format!("{what} {}", shown_path(what, path))).collect()
     }
 
     /// Reads the files that are named, away from the io thread: a disk or a network mount may be slow.
@@ -254,16 +254,24 @@ impl Connection {
     }
 }
 
+fn is_pem(pem_or_path: &str) -> bool {
+    pem_or_path.contains("-----BEGIN")
+}
+
+/// A key that lacks its first line looks like a path, and is none to be shown.
+fn shown_path(what: &str, path: &str) -> String {
+    match path.len() {
+        length if what == "key" || length > 256 || path.contains('\n') => format!("(of {length} bytes, not shown)"),
+        _ => format!("{path:?}"),
+    }
+}
+
 fn read_pem(what: &str, pem_or_path: String) -> Result<String> {
-    if pem_or_path.contains("-----BEGIN") {
+    if is_pem(&pem_or_path) {
         return Ok(pem_or_path);
     }
     std::fs::read_to_string(&pem_or_path).map_err(|error| {
-        // A key that lacks its first line looks like a path, and is none to be shown.
-        let shown = match pem_or_path.len() {
-            length if what == "key" || length > 256 || pem_or_path.contains('\n') => format!("(of {length} bytes, not shown)"),
-            _ => format!("{pem_or_path:?}"),
-        };
+        let shown = shown_path(what, &pem_or_path);
         Error::invalid(format!(
             "{what} {shown} is neither PEM text with its BEGIN line nor the path of a file that can be read: {error}"
         ))

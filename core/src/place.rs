@@ -601,7 +601,7 @@ impl Place {
                 (change, again) = next_of_two(&mut own, if with_queue { &mut self.following } else { &mut no_queue }),
                     if !is_on(Sabotage::NoOwnKeyWatch) => match change {
                     // After a restart, of etcd too, nothing is as it was for sure; below what we know it may be restored.
-                    Change::Since(revision) if again || revision != seen => checking = Some(self.check(standing)),
+                    Change::Since(revision) if again || revision != seen => checking = Some(self.check(standing, Duration::ZERO)),
                     Change::Overwritten => self.put_right(standing),
                     Change::Gone { key, revision } if key == standing.ticket.key && revision > standing.token => {
                         core.lose(Loss::KeyDeleted);
@@ -623,7 +623,7 @@ impl Place {
                             }
                         }
                         // No answer, or a task that is gone.
-                        Ok(Err(_)) | Err(_) => checking = Some(self.check(standing)),
+                        Ok(Err(_)) | Err(_) => checking = Some(self.check(standing, RETRY_AT_FIRST)),
                     }
                 },
                 _ = sleep_until(start + LASTS), if own.is_none() => {
@@ -639,15 +639,12 @@ impl Place {
     }
 
     /// Looks whether our ticket is still there, without keeping the inbox waiting.
-    fn check(&self, standing: &Standing) -> oneshot::Receiver<Result<Look, Trouble>> {
+    fn check(&self, standing: &Standing, after: Duration) -> oneshot::Receiver<Result<Look, Trouble>> {
         let (tx, rx) = oneshot::channel();
         let (store, ticket, token) = (self.service.store.clone(), standing.ticket.clone(), standing.token);
         self.service.env.spawn(async move {
-            let answer = store.look(&ticket, token, None).await;
-            if answer.is_err() {
-                sleep(RETRY_AT_FIRST).await;
-            }
-            let _ = tx.send(answer);
+            until(Instant::now() + after).await;
+            let _ = tx.send(store.look(&ticket, token, None).await);
         });
         rx
     }

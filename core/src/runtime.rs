@@ -151,6 +151,9 @@ pub fn on_notify_thread(callback: impl FnOnce() + Send + 'static) -> Result<()> 
     Ok(())
 }
 
+/// How long a task that has panicked waits before it starts again: what is wrong may last.
+pub(crate) const AFTER_A_PANIC: Duration = Duration::from_millis(100);
+
 /// What a future comes to; an error if it panics.
 pub(crate) async fn catching<T>(future: impl Future<Output = T>) -> std::result::Result<T, Panicked> {
     let mut future = std::pin::pin!(future);

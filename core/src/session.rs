@@ -15,13 +15,11 @@ use crate::mutex::Mutex;
 use crate::options::{Connection, Options, Target, check_name};
 use crate::pending::Pending;
 use crate::place::{Command, Retry};
-use crate::runtime::{Env, catching};
+use crate::runtime::{AFTER_A_PANIC, Env, catching};
 use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
 use crate::stats::{Counters, Stats};
 use crate::store::{LeaseId, Ticket, Trouble};
-
-const AFTER_A_PANIC: Duration = Duration::from_millis(100);
 
 /// The open sessions of this process, so that its end can close them.
 pub(crate) type Sessions = StdMutex<Vec<Weak<SessionCore>>>;

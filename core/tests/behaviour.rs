@@ -240,6 +240,23 @@ on_both_stores! {
         hold.unlock().unwrap();
     }
 
+    fn a_ticket_that_another_hold_writes_over_is_put_right(target: &str, name: &str) {
+        let (session, other) = (connect(target), connect(target));
+        let hold = session.mutex(name).unwrap().lock().unwrap();
+        let writer = other.mutex(&format!("{name}-writer")).unwrap().lock().unwrap();
+        let key = session.inspect(name).unwrap()[0].key.clone();
+        let whose = || session.inspect(name).unwrap()[0].pid;
+        // Whoever reads a lasting hold's key finds its owner again.
+        std::thread::sleep(Duration::from_millis(200));
+        writer.put(&key, "not a card").unwrap();
+        until("it tells whose it is again", || whose() == std::process::id());
+        assert!(hold.is_held());
+        // Under its lease again: it goes with it.
+        session.close(LONG).unwrap();
+        assert!(other.inspect(name).unwrap().is_empty());
+        writer.unlock().unwrap();
+    }
+
     fn closing_releases_everything_and_ends_every_wait(target: &str, name: &str) {
         let (closing, other) = (connect(target), connect(target));
         let hold = closing.mutex(name).unwrap().lock().unwrap();

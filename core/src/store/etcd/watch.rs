@@ -15,13 +15,12 @@ use super::api::{WatchCreate, WatchRequest, WatchResponse, end_of_prefix};
 use super::members::{Members, Role};
 use super::prefix;
 use crate::place::Retry;
-use crate::runtime::{Env, catching};
+use crate::runtime::{AFTER_A_PANIC, Env, catching};
 use crate::store::{Change, Changes, Follow, is_contender};
 
 /// How often a quiet stream is asked for a sign of life. One question without an answer is too many.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
-const AFTER_A_PANIC: Duration = Duration::from_millis(100);
 /// After this long a stream was a good one, and the next is opened soon.
 const LASTED: Duration = Duration::from_secs(5);
 
@@ -301,7 +300,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Passes an answer on. A watch that a compaction ended is asked for again, from then on.
+    /// Passes an answer on.
     fn hear(&mut self, answer: &WatchResponse, followers: &BTreeMap<WatchId, Follower>) -> Result<(), Ended> {
         if answer.canceled && answer.watch_id < 0 && answer.compact_revision == 0 {
             // etcd checks each new watch by the token that the stream was opened with, and newer releases answer a refusal
@@ -314,12 +313,11 @@ impl<'a> Stream<'a> {
         let Some(id) = self.ours(answer, followers)? else { return Ok(()) };
         let Some(follower) = followers.get(&id) else { return Ok(()) };
         if answer.canceled {
-            if answer.compact_revision == 0 {
-                return Err(Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason)));
-            }
-            self.stop(id);
-            self.ask(id, followers);
-            return Ok(());
+            // etcd keeps the number of a watch that a compaction has ended, so it is asked for on another stream.
+            return Err(match answer.compact_revision {
+                0 => Ended::Refused(format!("a watch was refused: {}", answer.cancel_reason)),
+                _ => Ended::Broken("a compaction has ended a watch".into()),
+            });
         }
         if answer.created {
             self.members
