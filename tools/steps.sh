@@ -68,6 +68,14 @@ tell_end() { # LOGS STEP
     fi
 }
 
+# The few lines of a failed step that say most: of a long run often only the end is kept.
+tell_why() { # LOG
+    local says='not ok |error: |Error: |panicked at|assert|\bFAILED\b|^E  |✖|\*\*\* '
+    local noise='^(--|\.\.\.|---)?$|duration_ms|[sS]ubtest|location:|stack: |type: .suite|code: .ERR_|failureType|Promise\.all'
+    { grep -aEA 7 "$says" "$1" || tail -n 8 "$1"; } | sed 's/^ *//' | grep -aEv "$noise" | cut -c 1-140 | awk '!seen[$0]++' \
+        | head -n 9 | sed 's/^/      /'
+}
+
 run_plan() {
     local title=$1 count=${#step_names[@]} planned=0 began=$SECONDS i lane lanes=() pids=()
     local logs=target/steps/$title
@@ -147,6 +155,11 @@ run_plan() {
             *) verdict=FAILED failed=$((failed + 1)) ;;
         esac
         printf '%3d. %5s  %-7s %s\n' $((i + 1)) "$(minutes "$took")" "$verdict" "${step_names[i]}"
+    done
+    for ((i = 1; i <= count; i++)); do
+        grep -qsv '^0 ' "$logs/$i.end" || continue
+        printf '%s%2d. failed:%s %s\n' "$red" "$i" "$plain" "${step_names[i - 1]}"
+        tell_why "$logs/$i.log"
     done
     printf 'in %s minutes\n%s: %d passed, %d failed\n' "$(minutes $((SECONDS - began)))" "$title" $passed $failed
     [ $((passed)) -eq "$count" ]
