@@ -5,27 +5,28 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { connect } from '../index.mjs'
-import { entry, etcd, etcdctl, freshName, keysAreGone, keysOf, run, start, stores, until } from './support.mjs'
+import { HANG, entry, etcd, etcdctl, freshName, keysAreGone, keysOf, run, start, stores, until } from './support.mjs'
 
 const clean = (stdout) => ({ code: 0, signal: null, stdout, stderr: '' })
 
-describe('a blocked or stopped program', () => {
+// Side by side: they wait. A TTL that a busy machine does not miss by itself.
+describe('a blocked or stopped program', { concurrency: true }, () => {
   for (const [store, target] of stores) {
     it(`row 32: holds its lock while its event loop is blocked for three TTLs (${store})`, async () => {
       const name = freshName()
       const program = start(`
-        const session = await connect('${target}', { ttl: 2 })
+        const session = await connect('${target}', { ttl: 5 })
         const hold = await session.mutex('${name}').lock()
         hold.signal.onabort = () => say('lost')
         say('held')
-        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 6000)
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 15000)
         say('isHeld ' + hold.isHeld() + ' aborted ' + hold.signal.aborted)
         await hold.unlock()
         say('end')`)
       await program.says('held')
       if (store === 'etcd') {
         const other = await connect(target)
-        await assert.rejects(other.mutex(name).lock({ timeout: 4000 }), { code: 'ETCDLOCK_TIMEOUT' })
+        await assert.rejects(other.mutex(name).lock({ timeout: 12_000 }), { code: 'ETCDLOCK_TIMEOUT' })
         await other.close()
       }
       assert.deepEqual(await program.ended(), clean('held\nisHeld true aborted false\nend\n'))
@@ -63,7 +64,7 @@ describe('a blocked or stopped program', () => {
     await program.says('held')
     program.child.kill('SIGSTOP')
     const session = await connect(etcd)
-    const next = await session.mutex(name).lock({ timeout: 30_000 })
+    const next = await session.mutex(name).lock({ timeout: HANG })
     await next.put(`${name}.state`, 'next')
     program.tell()
     program.child.kill('SIGCONT')
@@ -130,6 +131,12 @@ describe('the end of a process', () => {
 
   it('row 29: does not wait long for an etcd that does not answer', async () => {
     // A server that accepts and says nothing once the session is there.
+    let lag = 0
+    let last = performance.now()
+    const heartbeat = setInterval(() => {
+      lag = Math.max(lag, performance.now() - last - 20)
+      last = performance.now()
+    }, 20)
     const { code, stdout, stderr } = await run(`
       const net = require('node:net')
       const [host, port] = process.env.ETCDLOCK_ENDPOINTS.split(':')
@@ -145,9 +152,12 @@ describe('the end of a process', () => {
       const hold = await session.mutex('${freshName()}').lock()
       for (const [near, far] of pairs) { near.unpipe(far); near.pause(); far.unpipe(near) }
       const start = performance.now()
-      process.on('exit', () => say(performance.now() - start < 2000 ? 'in time' : 'late'))
+      process.on('exit', () => say(String(performance.now() - start)))
       process.exit(5)`)
-    assert.deepEqual({ code, stdout, stderr }, { code: 5, stdout: 'in time\n', stderr: '' })
+    clearInterval(heartbeat)
+    assert.deepEqual({ code, stderr }, { code: 5, stderr: '' })
+    // Beside what the machine itself took for a turn of an event loop meanwhile.
+    assert.ok(Number(stdout) < 2000 + 20 * lag, `${stdout} ms, and the machine was ${lag} ms late at most`)
   })
 })
 
@@ -188,7 +198,7 @@ describe('workers', () => {
       }
       for (let batch = 0; batch < 20; batch++) {
         for (const lock of ['held', 'two', 'many', 'past']) {
-          const hold = await session.mutex(`${name}/${batch}/${lock}`).lock({ timeout: 20_000 })
+          const hold = await session.mutex(`${name}/${batch}/${lock}`).lock({ timeout: HANG })
           assert.equal((await session.inspect(hold.name)).length, 1)
           await hold.unlock()
         }

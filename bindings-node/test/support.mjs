@@ -32,8 +32,11 @@ export async function keysOf(name) {
   return out.split('\n').filter(Boolean)
 }
 
+/** As long as a hang takes: longer than a lease lives that nobody could revoke in time. */
+export const HANG = 60_000
+
 /** Waits until `check` gives something true, looking again and again: for what only a look can tell. */
-export async function until(what, check, limit = 15_000) {
+export async function until(what, check, limit = HANG) {
   const end = performance.now() + limit
   for (;;) {
     const seen = await check()

@@ -13,6 +13,8 @@ use crate::lifetime::detached;
 
 /// How often the main thread looks up for signals while it waits.
 const SLICE: Duration = Duration::from_millis(50);
+/// How often a greenlet looks whether it is a copy of one, in a forked child.
+const GREENLET_SLICE: f64 = 1.0;
 /// Other threads never run signal handlers.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -64,10 +66,12 @@ fn wait_among_greenlets<T: Send + 'static>(py: Python<'_>, pending: Pending<T>, 
     });
     loop {
         let nothing = || pyo3::types::PyTuple::empty(py);
-        if let Err(interrupted) = select.call1(((done.as_raw_fd(),), nothing(), nothing())) {
+        if let Err(interrupted) = select.call1(((done.as_raw_fd(),), nothing(), nothing(), GREENLET_SLICE)) {
             canceller.cancel();
             return Err(interrupted);
         }
+        // Before the slot, which another thread of the parent may have held at the fork.
+        canceller.check_fork().map_err(|error| raise(py, &error))?;
         if let Some(answer) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return answer.map_err(|error| raise(py, &error));
         }

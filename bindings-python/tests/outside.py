@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T], seconds: float = 20) -> T:
+def until(look: Callable[[], T], seconds: float = 60) -> T:
     """What `look` says once it is true; fails when that takes longer than a hang would."""
     end = time.monotonic() + seconds
     while not (seen := look()):

@@ -99,19 +99,19 @@ def test_a_session_that_is_dropped_closes_in_the_background(etcd: Etcd, name: st
 BUSY = """
 import ctypes, sys, time, etcdlock
 target, name, how = sys.argv[1:]
-session = etcdlock.connect(target, ttl=2)
+session = etcdlock.connect(target, ttl=5)    # not one that a busy machine misses by itself
 hold = session.mutex(name).lock()
 if how == "C code":
-    ctypes.PyDLL(None).sleep(6)       # PyDLL keeps the GIL
+    ctypes.PyDLL(None).sleep(15)      # PyDLL keeps the GIL
 elif how == "a busy loop":
     sys.setswitchinterval(1000)       # nobody else gets the GIL
-    end = time.monotonic() + 6
+    end = time.monotonic() + 15
     while time.monotonic() < end: pass
 else:
     import asyncio
     async def main():
         async with etcdlock.aio.Session(session).mutex(name + ".aio") as other:
-            time.sleep(6)             # the event loop stands still
+            time.sleep(15)            # the event loop stands still
             other.check()
             await other.unlock()
     asyncio.run(main())

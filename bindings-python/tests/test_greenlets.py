@@ -70,3 +70,41 @@ def test_row_51_greenlets_give_way_to_each_other(etcd, patch):
     command = [sys.executable, "-W", "ignore", "-c", PATCH[patch] + PROGRAM, etcd.endpoint]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+FORKING = """
+import os, sys, time
+import etcdlock
+session = etcdlock.connect(sys.argv[1], ttl=5)
+hold = session.mutex("forked").lock()
+parent, told = os.getpid(), []
+
+def waits():
+    try:
+        session.mutex("forked").lock()
+        told.append("held")
+    except etcdlock.Error as error:
+        told.append(type(error).__name__)
+
+waiting = gevent.spawn(waits)
+time.sleep(0.3)
+child = os.fork()
+if child == 0:
+    until = time.monotonic() + 20
+    while not told and time.monotonic() < until:
+        time.sleep(0.05)
+    print(told, flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+hold.unlock()
+gevent.joinall([waiting])
+print(status, told)
+"""
+
+
+def test_row_51_a_greenlet_that_waited_when_its_process_forked_is_told_in_the_child(etcd):
+    if importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    command = [sys.executable, "-W", "ignore", "-c", PATCH["gevent"] + FORKING, etcd.endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "['Forked']\n0 ['held']\n"), done.stderr

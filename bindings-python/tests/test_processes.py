@@ -354,7 +354,7 @@ def test_a_process_ends_cleanly_in_any_state_twenty_times(etcd: Etcd, name: str,
         ended = program.end(60)
         took = time.monotonic() - start
         assert ended == (3, "", ""), f"{state}, exit {number}"
-        until(lambda: etcd.keys(mine) == [], 30)
+        until(lambda: etcd.keys(mine) == [])
         return took
 
     with ThreadPoolExecutor(4) as pool:

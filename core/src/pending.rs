@@ -225,6 +225,11 @@ impl Canceller {
     pub fn cancel(&self) {
         cancel(&self.task, &self.env);
     }
+
+    /// [`Forked`](crate::ErrorKind::Forked) in a child of the process that made the call: there the callback never comes.
+    pub fn check_fork(&self) -> Result<()> {
+        self.env.as_ref().map_or(Ok(()), Env::check_fork)
+    }
 }
 
 #[cfg(test)]

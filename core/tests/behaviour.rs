@@ -11,7 +11,7 @@ use etcdlock::{ErrorKind, Loss, Options};
 use etcdlock_rig::Etcd;
 
 const SOON: Duration = Duration::from_millis(150);
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 fn etcd() -> &'static Etcd {
     static ETCD: OnceLock<Etcd> = OnceLock::new();

@@ -60,7 +60,7 @@ impl Subscriber for Listener {
 }
 
 fn until_told(parts: &[&str]) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(60);
     loop {
         let told = TOLD.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if told.iter().any(|line| parts.iter().all(|part| line.contains(part))) {

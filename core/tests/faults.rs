@@ -804,6 +804,22 @@ fn row_24_with_jwt_and_users_added_meanwhile_holders_and_waiters_go_on() {
     go_on_through_expired_tokens(&Etcd::start_with(&["--auth-token", &token, "--bcrypt-cost", "4"]), 12);
 }
 
+/// Since 3.5.28 and 3.6.9 etcd tells the members to administrators alone; what they say there is how endpoints are compared.
+#[test]
+fn row_40_who_may_not_ask_for_the_members_locks_all_the_same() {
+    let etcd = Etcd::start();
+    drop(switch_auth_on(&etcd));
+    let both = [etcd.endpoint(), etcd.endpoint().replace("127.0.0.1", "localhost")].join(",");
+    for nth in 0..3 {
+        let session = Session::connect(&both, as_user(4)).unwrap();
+        let hold = session.mutex("auth/members").unwrap().lock_timeout(LONG).unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+        assert!(hold.is_held(), "session {nth}");
+        hold.unlock().unwrap();
+        assert_eq!(session.stats().leases_lost, 0);
+    }
+}
+
 #[test]
 fn row_24_a_wrong_password_is_denied_at_once() {
     let etcd = Etcd::start();

@@ -66,9 +66,9 @@ class EtcdlockTest < Minitest::Test
   def connect(target = ETCD, **options, &block) = Etcdlock.connect(target, **options, &block)
 
   def eventually
-    deadline = Process.clock_gettime(Process::CLOCK_MONOTONIC) + 30
+    deadline = Process.clock_gettime(Process::CLOCK_MONOTONIC) + 60
     until (seen = yield)
-      raise "not seen within 30 s" if Process.clock_gettime(Process::CLOCK_MONOTONIC) > deadline
+      raise "not seen within 60 s" if Process.clock_gettime(Process::CLOCK_MONOTONIC) > deadline
 
       sleep 0.005
     end

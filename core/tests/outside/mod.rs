@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 use tower::ServiceExt;
 
 /// Only a hang takes this long.
-pub const LONG: Duration = Duration::from_secs(30);
+pub const LONG: Duration = Duration::from_secs(60);
 
 pub fn connect(etcd: &Etcd, ttl: u64) -> Session {
     connect_at(&etcd.endpoint(), ttl)

@@ -105,12 +105,12 @@ impl State {
         if id != 0 {
             self.of_members[member] = Some(id);
             let cluster = *self.cluster.get_or_insert(id);
-            // All that have ever answered: it was made anew. One that has not is not asked for its word for ever.
-            let is_anew = self.of_members.iter().flatten().all(|of_member| *of_member == id);
             match cluster {
                 same if same == id => {}
-                _ if is_anew => {
+                _ if self.is_anew(id) => {
                     self.cluster = Some(id);
+                    // What others said was of the time before, and does not count again.
+                    self.of_members.iter_mut().for_each(|of_member| *of_member = of_member.filter(|said| *said == id));
                     return self.change(revision, format!("it is cluster {id:x} now, and was {cluster:x}"));
                 }
                 _ => return Err(Odd::Stranger(id, cluster)),
@@ -125,6 +125,12 @@ impl State {
         }
         self.known.revision = self.known.revision.max(revision);
         Ok(())
+    }
+
+    /// All that have ever answered name it, or more than half of all: one that is gone keeps nobody waiting for its word.
+    fn is_anew(&self, id: u64) -> bool {
+        let naming = self.of_members.iter().flatten().filter(|of_member| **of_member == id).count();
+        naming == self.of_members.iter().flatten().count() || naming * 2 > self.of_members.len()
     }
 
     fn change(&mut self, revision: Revision, why: String) -> Result<(), Odd> {
@@ -173,7 +179,21 @@ mod tests {
     }
 
     #[test]
-    fn row_40_the_first_cluster_counts_until_all_members_are_of_another() {
+    fn row_39_a_restored_cluster_is_known_by_its_majority_when_a_member_never_comes_back() {
+        let history = History::new(3);
+        for member in 0..3 {
+            history.check(member, &header(7, 10), None).unwrap();
+        }
+        assert_eq!(history.check(0, &header(8, 2), None), Err(Odd::Stranger(8, 7)), "one of three may be a mistake");
+        assert!(matches!(history.check(1, &header(8, 3), None), Err(Odd::Changed(_))));
+        history.check(0, &header(8, 3), None).unwrap();
+        // Late word of the old cluster does not bring it back.
+        assert_eq!(history.check(1, &header(7, 10), None), Err(Odd::Stranger(7, 8)));
+        assert_eq!(history.changes(), 1);
+    }
+
+    #[test]
+    fn row_40_the_first_cluster_counts_until_most_members_are_of_another() {
         let history = History::new(3);
         history.check(1, &header(7, 10), at(&history, 0)).unwrap();
         assert_eq!(history.check(0, &header(8, 90), at(&history, 10)), Err(Odd::Stranger(8, 7)));

@@ -261,6 +261,7 @@ impl<'a> Stream<'a> {
         sign_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
         sign_of_life.reset();
         let mut heard = true;
+        let mut asked_before = None;
         loop {
             tokio::select! {
                 biased;
@@ -288,14 +289,22 @@ impl<'a> Stream<'a> {
                         self.stop(id);
                     }
                 }
-                // The proxy leaves the question unanswered.
-                _ = sign_of_life.tick(), if matches!(self.numbers, Numbers::Ours(_)) => {
-                    if !heard && !followers.is_empty() {
-                        return Ended::Silent;
+                _ = sign_of_life.tick() => match &self.numbers {
+                    Numbers::Ours(_) => {
+                        if !heard && !followers.is_empty() {
+                            return Ended::Silent;
+                        }
+                        heard = false;
+                        self.send(WatchRequest::progress());
                     }
-                    heard = false;
-                    self.send(WatchRequest::progress());
-                }
+                    // The proxy leaves that question unanswered, but not a wish, and others wait behind it.
+                    Numbers::Theirs { asked, .. } => {
+                        if asked.is_some() && *asked == asked_before {
+                            return Ended::Silent;
+                        }
+                        asked_before = *asked;
+                    }
+                },
             }
         }
     }
