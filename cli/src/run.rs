@@ -433,7 +433,8 @@ fn ours(stream: impl AsFd) -> Stdio {
 
 fn holder(queue: &[Contender]) -> Option<String> {
     let holder = queue.first()?;
-    Some(format!("{} for {}", label(holder), age(holder.age)))
+    let for_ever = if holder.lease_id == 0 { " (its key has no lease: it stays until somebody deletes it)" } else { "" };
+    Some(format!("{} for {}{for_ever}", label(holder), age(holder.age)))
 }
 
 /// Reports what becomes of the command's first process.

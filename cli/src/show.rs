@@ -18,7 +18,7 @@ pub(crate) fn status(session: &Session, name: &str, as_json: bool) -> Result<(),
     } else if contenders.is_empty() {
         print(&format!("{} is free\n", short(name)));
     } else {
-        print(&table(&contenders));
+        print(&(table(&contenders) + &without_lease(&contenders)));
     }
     Ok(())
 }
@@ -31,7 +31,8 @@ pub(crate) fn list(session: &Session, prefix: &str, as_json: bool) -> Result<(),
     } else if queues.is_empty() {
         print("nothing is held\n");
     } else {
-        print(&names(&queues));
+        let notes: String = queues.iter().map(|queue| without_lease(&queue.contenders)).collect();
+        print(&(names(&queues) + &notes));
     }
     Ok(())
 }
@@ -104,6 +105,12 @@ fn table(contenders: &[Contender]) -> String {
     columns(&rows)
 }
 
+/// Of keys that stay whoever dies, and hold up all others.
+fn without_lease(contenders: &[Contender]) -> String {
+    let keys = contenders.iter().filter(|contender| contender.lease_id == 0);
+    keys.map(|contender| format!("{} has no lease: it stays until somebody deletes it\n", short(&contender.key))).collect()
+}
+
 fn names(queues: &[Queue]) -> String {
     let mut rows = vec![["NAME", "HOLDER", "TOKEN", "SINCE", "WAITING"].map(str::to_owned)];
     for queue in queues {
@@ -130,6 +137,7 @@ fn queue_json(name: &str, contenders: &[Contender]) -> Value {
             json!({
                 "holds": c.is_holder, "owner": c.owner, "host": c.host, "pid": c.pid, "language": c.language,
                 "token": c.token, "seconds": c.age.map(|age| age.as_secs_f64()), "key": c.key,
+                "lease": (c.lease_id != 0).then(|| format!("{:x}", c.lease_id)),
             })
         })
         .collect();

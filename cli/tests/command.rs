@@ -435,6 +435,26 @@ fn status_and_list_show_the_queue_for_people_and_programs() {
 }
 
 #[test]
+fn row_45_a_key_without_a_lease_is_named_where_it_is_in_the_way() {
+    let session = etcdlock::blocking::Session::connect(etcd().endpoint(), etcdlock::Options::default()).unwrap();
+    let hold = session.mutex("row45/other").unwrap().lock().unwrap();
+    // What is written without a lease, as by a restore from a dump of keys.
+    hold.put("row45/left/7", "").unwrap();
+    let expected = "row45/left/7 has no lease: it stays until somebody deletes it";
+    let status = text(&etcdlock(&["status", "row45/left"]).output().unwrap().stdout);
+    assert!(status.contains("holds") && status.contains(expected), "{status}");
+    let mut run = etcdlock(&["run", "row45/left", "--", "true"]).spawn().unwrap();
+    until("it waits", || queue_length("row45/left") == 2);
+    let json = text(&etcdlock(&["status", "row45/left", "--json"]).output().unwrap().stdout);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["contenders"][0]["lease"].is_null() && json["contenders"][1]["lease"].is_string(), "{json}");
+    let tried = etcdlock(&["run", "--try", "row45/left", "--", "true"]).output().unwrap();
+    assert!(text(&tried.stderr).contains("its key has no lease: it stays until somebody deletes it"), "{tried:?}");
+    hold.delete("row45/left/7").unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn verbose_says_each_step() {
     let output = etcdlock(&["run", "--verbose", "steps", "--", "true"]).output().unwrap();
     let said = text(&output.stderr);

@@ -45,6 +45,8 @@ pub struct Contender {
     pub age: Option<Duration>,
     /// Its key in the store.
     pub key: String,
+    /// The lease that its key goes with; 0 if it has none, because somebody else wrote it: then it stays until it is deleted.
+    pub lease_id: i64,
 }
 
 /// One name with its contenders, as [`Session::list`] shows it.
@@ -73,6 +75,7 @@ impl Contender {
             token: entry.revision,
             age,
             key: entry.key,
+            lease_id: entry.lease,
         }
     }
 

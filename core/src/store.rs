@@ -160,6 +160,8 @@ pub(crate) enum GuardedAnswer {
 pub(crate) struct Entry {
     pub(crate) key: String,
     pub(crate) revision: Revision,
+    /// 0 if it has none.
+    pub(crate) lease: LeaseId,
     pub(crate) value: Vec<u8>,
 }
 

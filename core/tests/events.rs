@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod outside;
+
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use etcdlock::Options;
 use etcdlock::blocking::Session;
+use etcdlock::{Loss, Options};
+use etcdlock_rig::Etcd;
+use outside::{LONG, Outside, losses};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -59,6 +63,11 @@ impl Subscriber for Listener {
     fn exit(&self, _: &Id) {}
 }
 
+fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Listener).unwrap());
+}
+
 fn until_told(parts: &[&str]) {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
@@ -73,7 +82,7 @@ fn until_told(parts: &[&str]) {
 
 #[test]
 fn acquire_grant_loss_and_renewal_are_told_by_name() {
-    tracing::subscriber::set_global_default(Listener).unwrap();
+    listen();
     let options = Options::default().ttl(Duration::from_secs(2)).max_hold(Duration::from_secs(1));
     let session = Session::connect("memory:events", options).unwrap();
     let hold = session.mutex("told").unwrap().lock().unwrap();
@@ -81,4 +90,30 @@ fn acquire_grant_loss_and_renewal_are_told_by_name() {
     until_told(&["event DEBUG etcdlock::grant", "name=\"told\"", &format!("token={}", hold.token())]);
     until_told(&["event DEBUG etcdlock::renewal", "renewed", "late_ms=", "took_ms="]);
     until_told(&["event WARN etcdlock::loss", "name=\"told\"", "reason="]);
+}
+
+/// While etcd stands still behind its proxy a watch is wished for, and others could come to stand behind that wish.
+#[test]
+fn row_43_a_wish_that_the_proxy_does_not_answer_is_made_again_on_another_stream() {
+    listen();
+    let etcd = Etcd::start();
+    let outside = Outside::of(&etcd);
+    let proxy = etcd.grpc_proxy();
+    let session = Session::connect(proxy.endpoint(), Options::default().ttl(Duration::from_secs(600))).unwrap();
+    let mutex = session.mutex("row43").unwrap();
+    // From now on it is known for a proxy.
+    let first = mutex.lock().unwrap();
+    let lost = losses(&first);
+    std::thread::sleep(Duration::from_millis(500));
+    outside.delete_all("row43/");
+    assert_eq!(lost.recv_timeout(LONG), Ok(Loss::KeyDeleted));
+    drop(first);
+    let second = mutex.lock().unwrap();
+    let lost = losses(&second);
+    etcd.stop();
+    until_told(&["event DEBUG etcdlock::failover", "the proxy does not answer the wish for a watch"]);
+    etcd.cont();
+    std::thread::sleep(Duration::from_secs(1));
+    outside.delete_all("row43/");
+    assert_eq!(lost.recv_timeout(LONG), Ok(Loss::KeyDeleted));
 }

@@ -174,7 +174,7 @@ fn key_of(kv: &KeyValue) -> String {
 }
 
 fn entry_of(kv: &KeyValue) -> Entry {
-    Entry { key: key_of(kv), revision: kv.create_revision, value: kv.value.clone() }
+    Entry { key: key_of(kv), revision: kv.create_revision, lease: kv.lease, value: kv.value.clone() }
 }
 
 /// The contenders in a read of at most `NEAR + 1` keys, the newest first; `None` if keys that are

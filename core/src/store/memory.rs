@@ -87,22 +87,22 @@ impl Inner {
         self.keys.get(key.as_bytes()).map(|value| value.created)
     }
 
-    fn queue(&self, name: &str) -> Vec<(Revision, &[u8], &[u8])> {
+    fn queue(&self, name: &str) -> Vec<(&[u8], &Value)> {
         let prefix = format!("{name}/").into_bytes();
         let mut queue: Vec<_> = self
             .keys
             .range(prefix.clone()..)
             .take_while(|(key, _)| key.starts_with(&prefix))
             .filter(|(key, _)| is_contender(name, key))
-            .map(|(key, value)| (value.created, key.as_slice(), value.bytes.as_slice()))
+            .map(|(key, value)| (key.as_slice(), value))
             .collect();
-        queue.sort_unstable();
+        queue.sort_by_key(|(_, value)| value.created);
         queue
     }
 
     fn ahead(&self, name: &str, token: Revision) -> Ahead {
-        let keys = self.queue(name).into_iter().rev().filter(|(created, ..)| *created < token);
-        let keys = keys.take(NEAR + 1).map(|(_, key, _)| String::from_utf8_lossy(key).into_owned()).collect();
+        let keys = self.queue(name).into_iter().rev().filter(|(_, value)| value.created < token);
+        let keys = keys.take(NEAR + 1).map(|(key, _)| String::from_utf8_lossy(key).into_owned()).collect();
         Ahead { revision: self.revision, keys: Some(keys) }
     }
 
@@ -121,7 +121,12 @@ impl Inner {
 }
 
 fn entry(key: &[u8], value: &Value) -> Entry {
-    Entry { key: String::from_utf8_lossy(key).into_owned(), revision: value.created, value: value.bytes.clone() }
+    Entry {
+        key: String::from_utf8_lossy(key).into_owned(),
+        revision: value.created,
+        lease: value.lease.unwrap_or(0),
+        value: value.bytes.clone(),
+    }
 }
 
 fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
@@ -200,7 +205,7 @@ impl Store for MemoryStore {
 
     fn enter_if_free<'a>(&'a self, ticket: &'a Ticket) -> Reply<'a, Option<Entered>> {
         self.request(|inner| {
-            if inner.queue(&ticket.name).iter().any(|(_, key, _)| *key != ticket.key.as_bytes()) {
+            if inner.queue(&ticket.name).iter().any(|(key, _)| *key != ticket.key.as_bytes()) {
                 return Ok(None);
             }
             inner.enter(ticket).map(Some)
@@ -276,16 +281,7 @@ impl Store for MemoryStore {
     }
 
     fn contenders<'a>(&'a self, name: &'a str) -> Reply<'a, Vec<Entry>> {
-        self.request(|inner| {
-            let queue = inner.queue(name).into_iter();
-            Ok(queue
-                .map(|(revision, key, bytes)| Entry {
-                    key: String::from_utf8_lossy(key).into_owned(),
-                    revision,
-                    value: bytes.to_vec(),
-                })
-                .collect())
-        })
+        self.request(|inner| Ok(inner.queue(name).into_iter().map(|(key, value)| entry(key, value)).collect()))
     }
 
     fn all_contenders<'a>(&'a self, prefix: &'a str) -> Reply<'a, Vec<Entry>> {

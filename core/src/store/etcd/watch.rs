@@ -118,7 +118,7 @@ async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, follower
                     continue;
                 }
                 Ended::Broken(why) => members.set_aside(member, false, &why),
-                Ended::Silent => members.set_aside(member, true, "the watch stream is silent"),
+                Ended::Silent(why) => members.set_aside(member, true, why),
                 Ended::Refused(why) => {
                     members.reconnect(member);
                     members.set_aside(member, false, &why);
@@ -143,7 +143,7 @@ fn keep(command: Command, followers: &mut BTreeMap<WatchId, Follower>) {
 enum Ended {
     NobodyLeft,
     Broken(String),
-    Silent,
+    Silent(&'static str),
     /// A watch was refused: its stream's token has run out, or the permission is missing.
     Refused(String),
     /// It turned out that a proxy numbers the watches itself.
@@ -292,7 +292,7 @@ impl<'a> Stream<'a> {
                 _ = sign_of_life.tick() => match &self.numbers {
                     Numbers::Ours(_) => {
                         if !heard && !followers.is_empty() {
-                            return Ended::Silent;
+                            return Ended::Silent("the watch stream is silent");
                         }
                         heard = false;
                         self.send(WatchRequest::progress());
@@ -300,7 +300,7 @@ impl<'a> Stream<'a> {
                     // The proxy leaves that question unanswered, but not a wish, and others wait behind it.
                     Numbers::Theirs { asked, .. } => {
                         if asked.is_some() && *asked == asked_before {
-                            return Ended::Silent;
+                            return Ended::Silent("the proxy does not answer the wish for a watch");
                         }
                         asked_before = *asked;
                     }
