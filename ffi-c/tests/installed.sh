@@ -67,6 +67,37 @@ for tree in prefix:lib stage/usr:lib/multi/arch moved:lib; do
     echo "installed: pkg-config $(config --modversion), C and C++, shared and static, in ${tree%%:*}"
 done
 
+# Beside another Rust static library, which brings a copy of Rust's own functions, in both orders and each of them whole.
+cat > other.rs << 'END'
+#[unsafe(no_mangle)]
+pub extern "C" fn other() -> i32 {
+    std::panic::catch_unwind(|| (0..10).map(|n| n.to_string()).collect::<Vec<_>>().join(",").len() as i32).unwrap_or(-1)
+}
+END
+cat > both.c << 'END'
+#include <etcdlock.h>
+#include <stdio.h>
+int other(void);
+int main(void) {
+    etcdlock_session *session;
+    int status = (int)etcdlock_session_open("memory:", NULL, &session);
+    printf("%d %d\n", other(), status);
+    return 0;
+}
+END
+for kind in "" "-C lto=fat" "-C panic=abort"; do
+    # shellcheck disable=SC2086
+    rustc --edition 2024 -O $kind --crate-type staticlib other.rs -o libother.a
+    for order in "-L. -lother @" "@ -L. -lother" "-Wl,--whole-archive @ -L. -lother -Wl,--no-whole-archive"; do
+        # shellcheck disable=SC2046,SC2086
+        "$cc" both.c $(static_config --cflags) $(echo "$order" | sed "s|@|$work/static/lib/libetcdlock.a|") $(static_config --libs-only-other) \
+            -lgcc_s -lutil -lrt -lpthread -lm -ldl -o both
+        [ "$(./both)" = "19 0" ]
+    done
+done
+[ -z "$(nm -g --defined-only "$work/static/lib/libetcdlock.a" | grep -v ':$' | sed 's/.* //' | grep -v '^etcdlock_')" ]
+echo "installed: beside another Rust static library"
+
 if ! command -v cmake > /dev/null || [ -z "$cxx" ]; then
     echo "installed: the CMake package is skipped, CMake or a C++ compiler is not installed"
     exit 0
