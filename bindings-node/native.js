@@ -6,7 +6,11 @@
 function load() {
   const here = `${process.platform}-${process.arch}`
   const reasons = []
-  const missed = (place, error) => reasons.push(`\n  ${place}: ${error.message.split('\n', 1)[0]}`)
+  let cause
+  const missed = (place, error) => {
+    cause = error
+    reasons.push(`\n  ${place}: ${error.message.split('\n', 1)[0]}`)
+  }
   if (here === 'linux-x64') {
     try {
       return require('./etcdlock.linux-x64-gnu.node')
@@ -24,6 +28,7 @@ function load() {
       (reasons.length
         ? `It comes as the optional package etcdlock-linux-x64-gnu; install without --omit=optional, and on the platform it runs on.${reasons.join('')}`
         : 'There is one for linux x64.'),
+    { cause },
   )
 }
 

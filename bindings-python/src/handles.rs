@@ -52,6 +52,25 @@ fn is_not(object: Borrowed<'_, '_, PyAny>, what: &str, rule: &str) -> PyErr {
     PyTypeError::new_err(format!("{what} must be {rule}, not {kind}"))
 }
 
+/// What no message shows, not even one about a letter that is none.
+struct Secret(String);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Secret {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if !object.is_instance_of::<PyString>() {
+            return Err(is_not(object, "password", "a str"));
+        }
+        object.extract().map(Secret).map_err(|_| {
+            crate::errors::invalid(
+                object.py(),
+                "password is not well-formed: it has half of a surrogate pair (its value is not shown)".into(),
+            )
+        })
+    }
+}
+
 /// PEM text, or the path of a PEM file.
 type Pem = Option<PathBuf>;
 
@@ -74,7 +93,7 @@ pub(crate) struct Arguments {
     #[pyo3(item)]
     user: Option<String>,
     #[pyo3(item)]
-    password: Option<String>,
+    password: Option<Secret>,
     #[pyo3(item)]
     ca: Pem,
     #[pyo3(item)]
@@ -104,7 +123,7 @@ impl Arguments {
             options = options.user(user);
         }
         if let Some(password) = self.password {
-            options = options.password(password);
+            options = options.password(password.0);
         }
         if let Some(ca) = pem(py, "ca", self.ca)? {
             options = options.ca(ca);
@@ -164,7 +183,7 @@ pub(crate) fn connect(
     ttl: Option<f64>,
     namespace: Option<String>,
     user: Option<String>,
-    password: Option<String>,
+    password: Option<Secret>,
     ca: Pem,
     cert: Pem,
     key: Pem,

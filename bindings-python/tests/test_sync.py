@@ -242,6 +242,13 @@ def test_a_bad_argument_is_named_at_once(arguments: dict[str, Any], part: str) -
     assert isinstance(raised.value, ValueError)
 
 
+@pytest.mark.parametrize("secret", ["S3cr3t\ud800", b"S3cr3t", ["S3cr3t"], {"pw": "S3cr3t"}])
+def test_row_53_a_password_that_is_none_is_not_shown(secret: Any) -> None:
+    with pytest.raises((etcdlock.Invalid, TypeError)) as raised:
+        etcdlock.connect("memory:", user="u", password=secret)
+    assert "password" in str(raised.value) and "S3cr3t" not in repr((raised.value, raised.value.args))
+
+
 def test_a_bad_call_is_named_at_once(session: etcdlock.Session, name: str) -> None:
     for bad in ("", "x" * 1025, "a\0b"):
         with pytest.raises(etcdlock.Invalid):

@@ -14,7 +14,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(crate) fn status(session: &Session, name: &str, as_json: bool) -> Result<(), Error> {
     let contenders = session.inspect(name)?;
     if as_json {
-        print(&format!("{}\n", queue_json(name, &contenders)));
+        print(&format!("{}\n", plain_json(&queue_json(name, &contenders))));
     } else if contenders.is_empty() {
         print(&format!("{} is free\n", short(name)));
     } else {
@@ -27,7 +27,7 @@ pub(crate) fn list(session: &Session, prefix: &str, as_json: bool) -> Result<(),
     let queues = session.list(prefix)?;
     if as_json {
         let all: Vec<Value> = queues.iter().map(|queue| queue_json(&queue.name, &queue.contenders)).collect();
-        print(&format!("{}\n", Value::from(all)));
+        print(&format!("{}\n", plain_json(&Value::from(all))));
     } else if queues.is_empty() {
         print("nothing is held\n");
     } else {
@@ -142,6 +142,19 @@ fn queue_json(name: &str, contenders: &[Contender]) -> Value {
         })
         .collect();
     json!({ "name": name, "contenders": contenders })
+}
+
+/// What others have written may move the cursor of a terminal or turn its writing round, in JSON too, which leaves most of that as it is.
+fn plain_json(value: &Value) -> String {
+    let mut text = String::new();
+    for c in value.to_string().chars() {
+        if c.is_ascii() || c.escape_debug().count() == 1 {
+            text.push(c);
+        } else {
+            text.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    text
 }
 
 /// Prints or ends the program: a reader that went away, such as `head`, is no reason to complain; a full disk is.

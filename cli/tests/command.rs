@@ -754,7 +754,7 @@ fn row_53_the_command_does_not_get_the_password() {
 
 #[test]
 fn row_52_hostile_texts_are_shown_harmlessly_and_a_full_disk_is_no_success() {
-    let owner = "\x1b[2J\u{202e}\nholds  forged";
+    let owner = "\x1b[2J\u{202e}\u{9b}31m\nholds  forged 😀";
     let mut child = etcdlock(&["run", "--owner", owner, "hostile\x1b[31m", "--", "sh", "-c", "echo held; cat"]);
     let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
     assert_eq!(first_line(&mut child), "held");
@@ -765,6 +765,13 @@ fn row_52_hostile_texts_are_shown_harmlessly_and_a_full_disk_is_no_success() {
         assert!(!shown.contains(['\x1b', '\u{202e}']), "{shown:?}");
         let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         assert_eq!(etcdlock(args).stdout(full()).output().unwrap().status.code(), Some(74));
+    }
+    for args in [&["status", "--json", "hostile\x1b[31m"][..], &["list", "--json", "hostile"]] {
+        let shown = text(&etcdlock(args).output().unwrap().stdout);
+        assert!(!shown.contains(['\x1b', '\u{202e}', '\u{9b}']), "{shown:?}");
+        let json: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let first = json.get(0).unwrap_or(&json);
+        assert_eq!(first["contenders"][0]["owner"], owner, "it is the same text all the same");
     }
     let output = etcdlock(&["run", "--try", "hostile\x1b[31m", "--", "true"]).output().unwrap();
     assert!(code(&output) == 75 && !output.stderr.contains(&b'\x1b'), "{}", text(&output.stderr));

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use crate::backoff::Backoff;
+use crate::driver::Command;
 use crate::error::{Error, ErrorKind, Loss, Result};
 use crate::lease::{Lease, LossSignal};
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
 use crate::pending::Pending;
-use crate::place::{Command, Retry};
 use crate::session::SessionCore;
 use crate::store::{Guarded, GuardedAnswer, Ticket, Trouble};
 
@@ -170,7 +171,7 @@ impl HoldCore {
 
     async fn send_guarded(&self, what: &Guarded) -> Result<Option<Vec<u8>>> {
         let service = &self.session.service;
-        let mut retry = Retry::new();
+        let mut retry = Backoff::new();
         let mut unanswered = false;
         loop {
             match service.store.guarded(&self.ticket, self.token, what).await {

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
+use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
 use crate::pending::Pending;
-use crate::place::Retry;
 use crate::session::{Session, SessionCore};
 use crate::store::{Entry, Reply, Trouble, name_of_contender};
 
@@ -87,13 +87,20 @@ impl Contender {
 
 impl SessionCore {
     /// Asks until there is an answer, for a few seconds.
-    async fn look<'a, T>(&'a self, ask: impl Fn() -> Reply<'a, T>) -> Result<T> {
-        let mut retry = Retry::new();
+    async fn look<'a, T>(&'a self, prefix: &str, ask: impl Fn() -> Reply<'a, T>) -> Result<T> {
+        let mut retry = Backoff::new();
         let looking = timeout(DEFAULT_REQUEST_TIMEOUT, async {
             loop {
                 match ask().await {
                     Ok(answer) => return Ok(answer),
                     Err(trouble @ Trouble::Unavailable(_)) => self.service.note_trouble(Some(trouble.to_string())),
+                    Err(Trouble::Denied(why)) => {
+                        let address = &self.service.address;
+                        let text = format!(
+                            "{address} refuses to show {prefix:?}: {why}; the user needs the right to read all that begins so"
+                        );
+                        return Err(Error::new(ErrorKind::Denied, text));
+                    }
                     Err(trouble) => return Err(self.connect_error(&trouble)),
                 }
                 retry.pause().await;
@@ -119,7 +126,7 @@ impl Session {
         };
         let core = self.core().clone();
         Pending::start(&self.core().service.env, async move {
-            core.look(|| core.service.store.contenders(&full_name)).await.map(Contender::queue)
+            core.look(&full_name, || core.service.store.contenders(&full_name)).await.map(Contender::queue)
         })
     }
 
@@ -133,7 +140,7 @@ impl Session {
         let core = self.core().clone();
         let prefix = format!("{}{prefix}", core.options.namespace);
         Pending::start(&self.core().service.env, async move {
-            let entries = core.look(|| core.service.store.all_contenders(&prefix)).await?;
+            let entries = core.look(&prefix, || core.service.store.all_contenders(&prefix)).await?;
             let mut queues = std::collections::BTreeMap::<String, Vec<Entry>>::new();
             for entry in entries {
                 if let Some(name) = name_of_contender(&entry.key).and_then(|name| name.strip_prefix(&core.options.namespace)) {

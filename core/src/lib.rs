@@ -24,17 +24,22 @@
 //! [`Hold::token`]s, or write through [`Hold::put`], which etcd applies only while the lock is ours.
 
 mod announced;
+mod backoff;
 pub mod blocking;
 mod clock;
+mod driver;
 mod error;
 mod hold;
 mod inspect;
 mod lease;
 mod log;
+#[cfg(test)]
+#[path = "../../tests/model/mod.rs"]
+mod model;
 mod mutex;
 mod options;
 mod pending;
-mod place;
+mod proto;
 mod runtime;
 mod sabotage;
 mod service;
@@ -43,6 +48,7 @@ mod session;
 mod simulation;
 mod stats;
 mod store;
+mod watching;
 
 pub use error::{Error, ErrorKind, Loss, Result};
 pub use hold::Hold;

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::driver::{Command, Waiter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hold::{Hold, HoldCore};
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
 use crate::pending::Pending;
-use crate::place::{Command, Waiter};
 use crate::session::{GivesUp, Handle, SessionCore};
 
 /// A distributed mutex of one name. Not re-entrant. Clones are the same mutex; any number of
@@ -59,8 +59,9 @@ impl Inner {
         let core = self.core();
         core.check_open()?;
         let (reply, mut answer) = oneshot::channel();
-        core.service.submit(&self.name, Command::Lock(Waiter { session: core.clone(), only_try, reply }));
-        let mut gives_up = GivesUp { core, name: &self.name, answered: false };
+        let id = core.service.waiter_id();
+        core.service.submit(&self.name, Command::Lock(Waiter { id, session: core.clone(), only_try, reply }));
+        let mut gives_up = GivesUp { core, name: &self.name, waiter: id, answered: false };
         // Boxed, because most wait without a limit, and there can be thousands.
         let mut limit_is_up = limit.map(|limit| Box::pin(sleep(limit)));
         let answered = tokio::select! {

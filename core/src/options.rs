@@ -258,10 +258,12 @@ fn is_pem(pem_or_path: &str) -> bool {
     pem_or_path.contains("-----BEGIN")
 }
 
-/// A key that lacks its first line looks like a path, and is none to be shown.
+/// A key that lacks its first line looks like a path, and is none to be shown; nor is one that was given as something else. A path
+/// has a dot or begins with a slash, and the letters of a key have no dot.
 fn shown_path(what: &str, path: &str) -> String {
+    let is_path = path.contains('.') || path.starts_with('/');
     match path.len() {
-        length if what == "key" || length > 256 || path.contains('\n') => format!("(of {length} bytes, not shown)"),
+        length if what == "key" || !is_path || length > 256 || path.contains('\n') => format!("(of {length} bytes, not shown)"),
         _ => format!("{path:?}"),
     }
 }
@@ -488,8 +490,15 @@ mod tests {
             let error = read_pem("key", key.to_owned()).expect_err("no such file");
             assert!(!error.message().to_lowercase().contains("hunter2"), "{error}");
         }
-        let error = read_pem("ca", "/no/such/file".to_owned()).expect_err("no such file");
-        assert!(error.message().contains("/no/such/file"), "{error}");
+        // Given in the place of something else.
+        for what in ["ca", "cert"] {
+            let error = read_pem(what, "MC4CAQAwBQYDK2VwBCIEIHunter2+/=".to_owned()).expect_err("no such file");
+            assert!(!error.message().contains("Hunter2"), "{error}");
+            for path in ["/no/such/file", "no/such/file.pem", "./file"] {
+                let error = read_pem(what, path.to_owned()).expect_err("no such file");
+                assert!(error.message().contains(path), "{error}");
+            }
+        }
     }
 
     #[test]

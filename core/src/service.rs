@@ -2,13 +2,14 @@
 //! Sessions of the same target and credentials share it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::driver::{Command, Driver};
 use crate::options::{Address, Connection};
-use crate::place::{Command, Place};
+use crate::proto::WaiterId;
 use crate::runtime::Env;
 use crate::store::Store;
 use crate::store::etcd::EtcdStore;
@@ -20,6 +21,7 @@ pub(crate) struct Service {
     /// The target, for messages.
     pub(crate) address: String,
     places: Mutex<HashMap<Arc<str>, Door>>,
+    last_waiter: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -65,10 +67,16 @@ impl Service {
             store,
             address: key.0.to_string(),
             places: Mutex::default(),
+            last_waiter: AtomicU64::new(0),
             trouble: Mutex::default(),
         });
         services.insert(key, Arc::downgrade(&service));
         service
+    }
+
+    /// By which a waiter gives up.
+    pub(crate) fn waiter_id(&self) -> WaiterId {
+        self.last_waiter.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Passes a command to the place of a name. A waiter makes the place if there is none; to
@@ -83,7 +91,7 @@ impl Service {
             let state = Arc::new(DoorState { busy: AtomicBool::new(true), ..DoorState::default() });
             let _ = commands.send(command);
             places.insert(name.clone(), Door { commands, state: state.clone() });
-            self.env.spawn(Place::new(self.clone(), name.clone(), inbox, state).run());
+            self.env.spawn(Driver::new(self.clone(), name.clone(), inbox, state).run());
         }
     }
 

@@ -8,13 +8,15 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::announced::Announced;
+use crate::backoff::Backoff;
+use crate::driver::Command;
 use crate::error::{Error, ErrorKind, Loss, Result};
 use crate::inspect::Card;
 use crate::lease::Lease;
 use crate::mutex::Mutex;
 use crate::options::{Connection, Options, Target, check_name};
 use crate::pending::Pending;
-use crate::place::{Command, Retry};
+use crate::proto::WaiterId;
 use crate::runtime::{AFTER_A_PANIC, Env, catching};
 use crate::sabotage::{Sabotage, is_on};
 use crate::service::Service;
@@ -86,11 +88,11 @@ impl SessionCore {
         self.service.trouble().map(|why| format!(" (last trouble: {why})")).unwrap_or_default()
     }
 
-    /// A ticket under this lease. A place uses two keys in turn, because a hand-over takes out one
-    /// and puts in the other, and uses them again and again: a key that was deleted stays in etcd's
+    /// A ticket under this lease. `n` tells it from others that we have in the queue: a mutex uses 0 and 1 in turn, because a
+    /// hand-over takes out one and puts in the other, and uses them again and again: a key that was deleted stays in etcd's
     /// index until the next compaction and makes every later look at the queue slower.
-    pub(crate) fn ticket(&self, lease: &Lease, name: &Arc<str>, second: bool) -> Ticket {
-        let n = self.ticket_numbers.load(Ordering::Relaxed) + u64::from(second);
+    pub(crate) fn ticket(&self, lease: &Lease, name: &Arc<str>, n: u64) -> Ticket {
+        let number = self.ticket_numbers.load(Ordering::Relaxed) + n;
         // The wall clock is for people only.
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let card = Card {
@@ -101,7 +103,7 @@ impl SessionCore {
             since,
         };
         let value = serde_json::to_string(&card).unwrap_or_default().into();
-        Ticket { name: name.clone(), key: format!("{name}/{:x}-{n:x}", lease.id), lease: lease.id, second, value }
+        Ticket { name: name.clone(), key: format!("{name}/{:x}-{number:x}", lease.id), lease: lease.id, n, value }
     }
 
     /// A request about a ticket went unanswered, and a copy may arrive at any later time. It must
@@ -124,7 +126,9 @@ impl SessionCore {
     }
 
     async fn keep_on(self: &Arc<Self>, lease: &mut Arc<Lease>) {
+        let mut retry = Backoff::new();
         loop {
+            let began = self.service.env.now();
             let loss = tokio::select! {
                 biased;
                 () = self.closing() => Loss::Closed,
@@ -147,7 +151,15 @@ impl SessionCore {
             let next = tokio::select! {
                 biased;
                 () = self.closing() => None,
-                next = self.another_lease() => Some(next),
+                next = async {
+                    // One that is over as soon as it began may never have been known, and the next would be no better.
+                    if self.service.env.now().saturating_sub(began) < lease.ttl / 3 {
+                        retry.pause().await;
+                    } else {
+                        retry = Backoff::new();
+                    }
+                    self.another_lease().await
+                } => Some(next),
             };
             let Some(next) = next else {
                 self.leases.set(LeaseState::Closed { gone: true });
@@ -163,7 +175,7 @@ impl SessionCore {
         let env = &self.service.env;
         let third = lease.ttl / 3;
         let mut next = env.now() + third;
-        let mut retry = Retry::new();
+        let mut retry = Backoff::new();
         loop {
             let now = env.now();
             if now >= lease.deadline() {
@@ -185,7 +197,7 @@ impl SessionCore {
                     let (late, took) = (now.saturating_sub(next).as_millis(), env.now().saturating_sub(now).as_millis());
                     tracing::debug!(target: "etcdlock::renewal", lease = lease.id, late_ms = late, took_ms = took, "renewed");
                     next = now + third;
-                    retry = Retry::new();
+                    retry = Backoff::new();
                 }
                 Ok(Err(Trouble::LeaseGone)) => return Loss::LeaseGone,
                 Ok(Err(trouble)) => {
@@ -200,7 +212,7 @@ impl SessionCore {
     }
 
     async fn another_lease(&self) -> Arc<Lease> {
-        let mut retry = Retry::new();
+        let mut retry = Backoff::new();
         loop {
             match open_lease(&self.service, &self.options).await {
                 Ok(lease) => return Arc::new(lease),
@@ -264,7 +276,7 @@ fn files_do_not_answer(connection: &Connection, limit: Duration) -> Error {
 /// Ends a lease, and with it every key that is still under it, as soon as the store can be reached.
 /// Not longer than the lease can live.
 async fn end_lease(service: &Service, lease: LeaseId, until: Duration) {
-    let mut retry = Retry::new();
+    let mut retry = Backoff::new();
     loop {
         match service.store.close_lease(lease).await {
             Ok(()) => return,
@@ -378,7 +390,7 @@ impl Session {
     async fn open(service: Arc<Service>, options: Options) -> Result<Session> {
         let mut last_trouble = None;
         let first = timeout(options.connect_timeout, async {
-            let mut retry = Retry::new();
+            let mut retry = Backoff::new();
             loop {
                 match open_lease(&service, &options).await {
                     Ok(lease) => return Ok(lease),
@@ -516,6 +528,7 @@ pub fn shutdown(limit: Duration) -> bool {
 pub(crate) struct GivesUp<'a> {
     pub(crate) core: &'a SessionCore,
     pub(crate) name: &'a Arc<str>,
+    pub(crate) waiter: WaiterId,
     pub(crate) answered: bool,
 }
 
@@ -524,7 +537,7 @@ impl GivesUp<'_> {
     pub(crate) async fn now(mut self) {
         self.answered = true;
         let (tell, done) = oneshot::channel();
-        self.core.service.submit(self.name, Command::GaveUp(Some(tell)));
+        self.core.service.submit(self.name, Command::GaveUp(self.waiter, Some(tell)));
         let _ = timeout(Duration::from_millis(50), done).await;
     }
 }
@@ -532,7 +545,7 @@ impl GivesUp<'_> {
 impl Drop for GivesUp<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            self.core.service.submit(self.name, Command::GaveUp(None));
+            self.core.service.submit(self.name, Command::GaveUp(self.waiter, None));
         }
     }
 }

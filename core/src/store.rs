@@ -10,6 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -24,18 +25,18 @@ pub(crate) type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Trouble>> +
 
 /// One entry in the queue of one name. Its key may have been used before, by a ticket that has left
 /// with every request about it answered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ticket {
     pub(crate) name: Arc<str>,
     pub(crate) key: String,
     pub(crate) lease: LeaseId,
-    /// Which of the two keys of its place.
-    pub(crate) second: bool,
+    /// Which of those that this process has in the queue.
+    pub(crate) n: u64,
     pub(crate) value: Arc<str>,
 }
 
 /// The answer to an entry.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Entered {
     /// Our ticket's revision: its place in the queue, and the token once it is first.
     pub(crate) token: Revision,
@@ -43,7 +44,7 @@ pub(crate) struct Entered {
 }
 
 /// Who stood ahead of a ticket at one revision.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Ahead {
     pub(crate) revision: Revision,
     /// Keys, the nearest first and at most `NEAR + 1`; `None` if the answer does not tell.
@@ -57,7 +58,7 @@ impl Ahead {
 }
 
 /// The answer to a look at the queue from a ticket's place.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Look {
     /// Whether our ticket is still there.
     pub(crate) present: bool,
@@ -79,7 +80,7 @@ pub(crate) struct Leaving<'a> {
 }
 
 /// The answer to leaving the queue.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Left {
     /// False if the ticket was gone already.
     pub(crate) was_present: bool,
@@ -88,7 +89,7 @@ pub(crate) struct Left {
 }
 
 /// What to follow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Follow {
     /// All tickets of a name.
     Queue(Arc<str>),
@@ -99,7 +100,7 @@ pub(crate) enum Follow {
 }
 
 /// What a follower hears, in the order of revisions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Change {
     /// From here on every later change will be heard. Comes first, and again whenever the store had
     /// to start over: what happened up to this revision has to be looked up.
@@ -122,10 +123,10 @@ impl Changes {
     }
 
     /// The next change. It never ends: a store that is gone stays silent.
-    pub(crate) async fn next(&mut self) -> Change {
-        match self.changes.recv().await {
-            Some(change) => change,
-            None => std::future::pending().await,
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Change> {
+        match self.changes.poll_recv(cx) {
+            Poll::Ready(Some(change)) => Poll::Ready(change),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }
@@ -175,7 +176,7 @@ pub(crate) struct Traffic {
 }
 
 /// Why an attempt has no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Trouble {
     /// No answer; the request may or may not have been applied. Worth another try.
     Unavailable(String),

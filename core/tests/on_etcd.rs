@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcdlock::blocking::{Hold, Session};
 use etcdlock::{ErrorKind, Loss, Options};
@@ -65,8 +65,19 @@ fn clients(etcd: &Etcd, count: usize) -> Vec<Session> {
     (0..count).map(|n| Session::connect(etcd.endpoint(), options(n)).unwrap()).collect()
 }
 
-/// What a release costs all contenders together when each comes again at once: requests and events.
-fn cost_of_a_turn(contenders: usize) -> (f64, f64) {
+/// What releases cost all contenders together when each comes again at once.
+struct Cost {
+    turns: u64,
+    requests: u64,
+    events: u64,
+    /// Holds that may have lasted 50 ms, as all do on a machine that is busy enough: they follow their own key, look once, and may
+    /// hear of their own release.
+    lasting: u64,
+    /// Looks of those who have heard nothing for 3 s.
+    re_reads: u64,
+}
+
+fn cost_of_turns(contenders: usize) -> Cost {
     let etcd = Etcd::start();
     let outside = Outside::of(&etcd);
     let clients = clients(&etcd, contenders);
@@ -81,17 +92,21 @@ fn cost_of_a_turn(contenders: usize) -> (f64, f64) {
         until("it is in the queue", || outside.keys("turns").len() == n + 1);
     }
     let mut before = (0, 0);
+    let (mut lasting, mut start, mut unlocked) = (0, Instant::now(), Instant::now());
     const CYCLES: usize = 5;
     for cycle in 0..CYCLES {
         if cycle == CYCLES - 1 {
             // By now each watch is old enough to be trusted.
             std::thread::sleep(Duration::from_millis(300));
-            before = traffic();
+            (before, lasting, start) = (traffic(), 0, Instant::now());
         }
         for _ in 0..contenders {
             let (n, lock) = waiting.pop_front().unwrap();
             let hold = lock.wait_for(LONG).expect("in time").unwrap();
+            let released = Instant::now();
             hold.unlock().wait().unwrap();
+            lasting += u64::from(unlocked.elapsed() > Duration::from_millis(40));
+            unlocked = released;
             waiting.push_back((n, mutexes[n].as_async().lock()));
             until("it is in the queue again", || outside.keys("turns").len() == contenders);
         }
@@ -99,29 +114,31 @@ fn cost_of_a_turn(contenders: usize) -> (f64, f64) {
     // The last release may still be on its way to those who watch.
     std::thread::sleep(Duration::from_millis(200));
     let after = traffic();
-    let turns = contenders as f64;
-    ((after.0 - before.0) as f64 / turns, (after.1 - before.1) as f64 / turns)
+    let re_reads = contenders as u64 * (start.elapsed().as_secs() / 3);
+    Cost { turns: contenders as u64, requests: after.0 - before.0, events: after.1 - before.1, lasting, re_reads }
 }
 
 #[test]
 fn a_turn_in_a_short_queue_costs_two_requests_and_an_event_for_each_contender() {
     for contenders in [2, 6] {
-        let (requests, events) = cost_of_a_turn(contenders);
-        // Enter and leave, and all hear of the release. Whoever has it while nobody moves has it for long, so follows its own key,
-        // looks, and may hear of its own release.
-        let (all, for_long) = (contenders as f64, 1.0 / contenders as f64);
-        assert!((2.0..=2.0 + 2.0 * for_long).contains(&requests), "{requests} requests of {contenders}");
-        assert!((all..=all + for_long).contains(&events), "{events} events for {contenders}");
+        let Cost { turns, requests, events, lasting, re_reads } = cost_of_turns(contenders);
+        // Enter and leave, and all hear of the release.
+        let (enter_and_leave, all) = (2 * turns, contenders as u64 * turns);
+        let told =
+            format!("{requests} requests and {events} events for {turns} turns, {lasting} holds lasted, {re_reads} re-reads");
+        assert!((enter_and_leave..=enter_and_leave + 2 * lasting + re_reads).contains(&requests), "{told}");
+        assert!((all..=all + lasting).contains(&events), "{told}");
     }
 }
 
 #[test]
 fn a_turn_in_a_long_queue_wakes_one_waiter() {
-    let (requests, events) = cost_of_a_turn(24);
-    // Enter, leave, and a look of the next one. On a busy machine a hold may last long enough to get a
-    // watch of its own, which is a request or two more.
-    assert!((3.0..=5.0).contains(&requests), "{requests} requests");
-    assert!((1.0..2.0).contains(&events), "only the next one hears of the release, but there were {events} events");
+    let Cost { turns, requests, events, lasting, re_reads } = cost_of_turns(24);
+    let told = format!("{requests} requests and {events} events for {turns} turns, {lasting} holds lasted, {re_reads} re-reads");
+    // Enter, leave, and a look of the next one.
+    assert!((3 * turns..=3 * turns + 2 * lasting + re_reads).contains(&requests), "{told}");
+    // Only the next one hears of the release.
+    assert!((turns..=turns + lasting).contains(&events), "{told}");
 }
 
 #[test]
@@ -272,6 +289,26 @@ fn row_2_a_waiter_whose_lease_was_revoked_gets_the_lock_on_a_new_one() {
     assert_ne!(keys[0].1, dead, "not on the dead lease");
     assert_eq!(Some(keys[0].1), waiter.as_async().lease_id());
     assert!(hold.is_held());
+}
+
+#[test]
+fn row_42_leases_that_are_gone_as_soon_as_they_began_are_no_storm() {
+    let etcd = Etcd::start();
+    let outside = Outside::of(&etcd);
+    let (holder, waiter) = (connect(&etcd, 60), connect_apart(&etcd, 60));
+    let hold = holder.mutex("row42").unwrap().lock().unwrap();
+    let ours = holder.as_async().lease_id().unwrap();
+    let waiting = waiter.as_async().mutex("row42").unwrap().lock();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        let theirs = outside.keys("row42/").into_iter().find(|(_, lease)| *lease != ours);
+        theirs.into_iter().for_each(|(_, lease)| outside.revoke(lease));
+    }
+    // Without a pause it was hundreds a second.
+    let (lost, seconds) = (waiter.stats().leases_lost, start.elapsed().as_secs());
+    assert!((2..=10 + 2 * seconds).contains(&lost), "{lost} leases in {seconds} s");
+    hold.unlock().unwrap();
+    waiting.wait_for(LONG).expect("in time").unwrap().unlock().wait().unwrap();
 }
 
 /// The Rust peer, holding `name`, with a clock that jumps when the file is made; `None` where there

@@ -92,11 +92,12 @@ impl EtcdStore {
     }
 
     async fn granted(&self, lease: LeaseResponse, is_comparing: bool) -> Result<(LeaseId, Duration), Trouble> {
+        let granted = granted(&lease)?;
         if is_comparing && let Err(trouble) = self.members.compare().await {
             let _ = self.close_lease(lease.id).await;
             return Err(trouble);
         }
-        Ok((lease.id, lasting(lease.ttl)?))
+        Ok(granted)
     }
 
     /// A look as the queue stands now, or, at the member of the watches, as that member has it.
@@ -149,11 +150,12 @@ fn put(ticket: &Ticket) -> RequestOp {
     RequestOp::put(&*ticket.key, &*ticket.value, ticket.lease)
 }
 
-/// A lease that is over when it begins is none, and asking for the next at once would be a storm.
-fn lasting(ttl: i64) -> Result<Duration, Trouble> {
-    match u64::try_from(ttl) {
-        Ok(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
-        _ => Err(odd(&format!("a lease for {ttl} s"))),
+/// A lease that is over when it begins is none, and asking for the next at once would be a storm. One without a number is worse:
+/// keys would be put under no lease at all, and stay. etcd numbers leases from 1 on (`lessor.go`, `server.go`'s `reqIDGen`).
+fn granted(lease: &LeaseResponse) -> Result<(LeaseId, Duration), Trouble> {
+    match (lease.id, u64::try_from(lease.ttl)) {
+        (id @ 1.., Ok(seconds @ 1..)) => Ok((id, Duration::from_secs(seconds))),
+        (id, _) => Err(odd(&format!("lease {id} for {} s", lease.ttl))),
     }
 }
 
@@ -442,7 +444,7 @@ mod tests {
 
         fn ticket(&self, n: u32) -> Ticket {
             let key = format!("q/{:x}-{n:x}", self.lease);
-            Ticket { name: "q".into(), key, lease: self.lease, second: n % 2 == 1, value: "{}".into() }
+            Ticket { name: "q".into(), key, lease: self.lease, n: n.into(), value: "{}".into() }
         }
 
         fn enter(&self, ticket: &Ticket) -> Result<Entered, Trouble> {
@@ -472,10 +474,12 @@ mod tests {
     }
 
     #[test]
-    fn row_42_a_lease_of_no_time_is_an_answer_that_makes_no_sense() {
-        assert_eq!(lasting(7), Ok(Duration::from_secs(7)));
-        for ttl in [0, -5, i64::MIN] {
-            assert!(matches!(lasting(ttl), Err(Trouble::Unavailable(why)) if why.contains(&ttl.to_string())));
+    fn row_42_a_lease_of_no_time_or_no_number_is_an_answer_that_makes_no_sense() {
+        let lease = |id, ttl| granted(&LeaseResponse { header: None, id, ttl });
+        assert_eq!(lease(5, 7), Ok((5, Duration::from_secs(7))));
+        for (id, ttl) in [(5, 0), (5, -5), (5, i64::MIN), (0, 7), (-1, 7), (i64::MIN, 7)] {
+            let text = format!("lease {id} for {ttl} s");
+            assert!(matches!(lease(id, ttl), Err(Trouble::Unavailable(why)) if why.contains(&text)));
         }
     }
 

@@ -14,7 +14,7 @@ use tonic::Streaming;
 use super::api::{WatchCreate, WatchRequest, WatchResponse, end_of_prefix};
 use super::members::{Members, Role};
 use super::prefix;
-use crate::place::Retry;
+use crate::backoff::Backoff;
 use crate::runtime::{AFTER_A_PANIC, Env, catching};
 use crate::store::{Change, Changes, Follow, is_contender};
 
@@ -88,7 +88,7 @@ fn create(watch_id: WatchId, what: &Follow) -> WatchRequest {
 }
 
 async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, followers: &mut BTreeMap<WatchId, Follower>) {
-    let mut retry = Retry::new();
+    let mut retry = Backoff::new();
     let mut was_open = false;
     loop {
         loop {
@@ -126,7 +126,7 @@ async fn run(members: &Members, inbox: &mut UnboundedReceiver<Command>, follower
             }
         }
         if start.elapsed() > LASTED {
-            retry = Retry::new();
+            retry = Backoff::new();
         }
         retry.pause().await;
     }
