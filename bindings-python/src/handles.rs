@@ -53,7 +53,7 @@ fn is_not(object: Borrowed<'_, '_, PyAny>, what: &str, rule: &str) -> PyErr {
 }
 
 /// What no message shows, not even one about a letter that is none.
-struct Secret(String);
+pub(crate) struct Secret(String);
 
 impl<'a, 'py> FromPyObject<'a, 'py> for Secret {
     type Error = PyErr;
@@ -65,7 +65,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Secret {
         object.extract().map(Secret).map_err(|_| {
             crate::errors::invalid(
                 object.py(),
-                "password is not well-formed: it has half of a surrogate pair (its value is not shown)".into(),
+                "password is not well-formed: it has half of a surrogate pair (its value is not shown)",
             )
         })
     }

@@ -143,6 +143,13 @@ struct Holding {
     is_old: Option<Instant>,
 }
 
+/// Who waits for the end of a release.
+struct Releasing {
+    token: Revision,
+    reply: oneshot::Sender<Result<()>>,
+    lease: Option<Arc<Lease>>,
+}
+
 enum Answer {
     Entered(Result<Option<Entered>, Trouble>),
     Looked(Result<Look, Trouble>),
@@ -161,7 +168,7 @@ pub(crate) struct Driver {
     fresh_pause: Option<Instant>,
     fresh_retry: Backoff,
     following: Option<Following>,
-    releases: Vec<(Revision, oneshot::Sender<Result<()>>, Option<Arc<Lease>>)>,
+    releases: Vec<Releasing>,
     /// Given-up waiters that want to know when nothing is left of them.
     gave_up: Vec<oneshot::Sender<()>>,
     idle_until: Instant,
@@ -346,7 +353,7 @@ impl Driver {
                     .tickets()
                     .find(|(_, standing)| matches!(standing.phase, Phase::Held(_)) && standing.token() == Some(token));
                 let lease = held.and_then(|(_, standing)| self.tickets.of(&standing.ticket)).map(|made| made.lease.clone());
-                self.releases.extend(reply.map(|reply| (token, reply, lease)));
+                self.releases.extend(reply.map(|reply| Releasing { token, reply, lease }));
                 Event::Release(token)
             }
             Command::GaveUp(id, tell) => {
@@ -565,8 +572,8 @@ impl Driver {
     }
 
     fn released(&mut self, token: Revision, release: Release) {
-        let Some(nth) = self.releases.iter().position(|(of, ..)| *of == token) else { return };
-        let (_, reply, lease) = self.releases.swap_remove(nth);
+        let Some(nth) = self.releases.iter().position(|releasing| releasing.token == token) else { return };
+        let Releasing { reply, lease, .. } = self.releases.swap_remove(nth);
         let name = &self.tickets.name;
         let result = match release {
             Release::Done => Ok(()),
