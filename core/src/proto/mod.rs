@@ -16,6 +16,8 @@
 
 pub(crate) mod claim;
 pub(crate) mod queue;
+#[cfg(test)]
+mod tests;
 pub(crate) mod ticket;
 
 use crate::error::{Error, Loss};
