@@ -16,7 +16,7 @@ short() {
     plan 90 "build: Rust's tests" bash -c 'cargo test --release --locked --no-run -p etcdlock -p etcdlock-rig -p etcdlock-cli --lib --bins --tests
         cargo build --release --locked -p etcdlock --example peer --example driver --example counter'
 
-    beside rust 20 "core: units, and behaviour in memory and on etcd" "${core[@]}" --lib --test behaviour --test events -- --skip simulation::
+    beside rust 20 "core: units, and behaviour in memory and on etcd" "${core[@]}" --lib --test behaviour --test events --test floors -- --skip simulation::
     beside rust 50 "core: on etcd" "${core[@]}" --test on_etcd
     beside rust 20 "core: 5,000 schedules in virtual time" \
         env ETCDLOCK_SCHEDULES=5000 "${core[@]}" --lib -- --nocapture --test-threads 1 simulation::tests

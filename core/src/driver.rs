@@ -2,25 +2,25 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::backoff::{self, Backoff};
+use crate::cluster::Cluster;
 use crate::error::{Error, ErrorKind, Loss, Result};
-use crate::hold::{Hold, HoldCore};
+use crate::grant::{Command, Grant, HoldCore, Waiter};
+use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::proto::claim::Claim;
 use crate::proto::queue::{Actions, LocalQueue};
 use crate::proto::ticket::Phase;
-use crate::proto::{self, Action, Event, Failure, Granted, Pace, Release, Request, SessionId, TicketId, WaiterId};
-use crate::service::{DoorState, Service};
-use crate::session::SessionCore;
+use crate::proto::{self, Action, Event, Failure, Granted, Pace, Release, Request, TicketId};
 use crate::stats::LiveTicket;
 use crate::store::{Entered, Follow, Leaving, Left, Look, Revision, Ticket, Trouble};
 use crate::watching::{Following, RE_READ};
@@ -30,48 +30,29 @@ const LINGER: Duration = Duration::from_secs(2);
 /// A hold that lasts gets a watch on its own key.
 const LASTS: Duration = Duration::from_millis(50);
 
+/// What may be known of a queue without asking it.
+#[derive(Default)]
+pub(crate) struct Hints {
+    /// Somebody here holds the lock or waits for it.
+    pub(crate) busy: AtomicBool,
+    /// The store has answered that the lock is taken, or it is held here.
+    pub(crate) taken: AtomicBool,
+}
+
+impl Hints {
+    pub(crate) fn busy() -> Hints {
+        Hints { busy: AtomicBool::new(true), ..Hints::default() }
+    }
+}
+
+/// The list that a queue is on.
+pub(crate) trait Queues: Send + Sync {
+    /// Takes one with nothing to do off it; false if a command has just come in.
+    fn retire(&self, name: &str, inbox: &UnboundedReceiver<Command>) -> bool;
+    fn forget(&self, name: &str);
+}
+
 type Soon<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-pub(crate) enum Command {
-    Lock(Waiter),
-    /// The hold with this token is to be released. The caller has marked it released before.
-    Release {
-        token: Revision,
-        reply: Option<oneshot::Sender<Result<()>>>,
-    },
-    /// A waiter gave up. The sender is dropped once nothing is left of it.
-    GaveUp(WaiterId, Option<oneshot::Sender<()>>),
-}
-
-/// Somebody who wants the lock.
-pub(crate) struct Waiter {
-    pub(crate) id: WaiterId,
-    pub(crate) session: Arc<SessionCore>,
-    /// Do not wait for other holders: answer `None` instead.
-    pub(crate) only_try: bool,
-    pub(crate) reply: oneshot::Sender<Result<Option<Hold>>>,
-}
-
-impl Waiter {
-    fn answer(self, answer: Result<Option<Hold>>) {
-        // A hold that nobody takes is released by its drop.
-        let _ = self.reply.send(answer);
-    }
-}
-
-impl proto::Waiter for Waiter {
-    fn id(&self) -> WaiterId {
-        self.id
-    }
-
-    fn session(&self) -> SessionId {
-        Arc::as_ptr(&self.session).addr()
-    }
-
-    fn only_tries(&self) -> bool {
-        self.only_try
-    }
-}
 
 /// The tickets that were made, with what is behind them.
 struct Tickets {
@@ -82,7 +63,7 @@ struct Tickets {
 struct Made {
     key: String,
     lease: Arc<Lease>,
-    session: Arc<SessionCore>,
+    session: Arc<Keeper>,
     lost: Soon<Loss>,
 }
 
@@ -157,9 +138,11 @@ enum Answer {
 }
 
 pub(crate) struct Driver {
-    service: Arc<Service>,
+    cluster: Arc<Cluster>,
+    queues: Arc<dyn Queues>,
+    commands: UnboundedSender<Command>,
     inbox: UnboundedReceiver<Command>,
-    state: Arc<DoorState>,
+    hints: Arc<Hints>,
     queue: LocalQueue<Waiter>,
     actions: Actions<Waiter>,
     tickets: Tickets,
@@ -186,11 +169,19 @@ enum Next {
 }
 
 impl Driver {
-    pub(crate) fn new(service: Arc<Service>, name: Arc<str>, inbox: UnboundedReceiver<Command>, state: Arc<DoorState>) -> Self {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        name: Arc<str>,
+        (commands, inbox): (UnboundedSender<Command>, UnboundedReceiver<Command>),
+        hints: Arc<Hints>,
+        queues: Arc<dyn Queues>,
+    ) -> Self {
         Driver {
-            service,
+            cluster,
+            queues,
+            commands,
             inbox,
-            state,
+            hints,
             queue: LocalQueue::new(name.clone(), Claim::EXCLUSIVE),
             actions: Actions::new(),
             tickets: Tickets { name, made: Vec::new() },
@@ -214,7 +205,7 @@ impl Driver {
                 Next::Command(first) => self.commands(first),
                 Next::Event(Event::IdleForLong) => {
                     self.handle([Event::IdleForLong]);
-                    if self.service.retire(&self.tickets.name, &self.inbox) {
+                    if self.queues.retire(&self.tickets.name, &self.inbox) {
                         return;
                     }
                     self.idle_until = Instant::now() + LINGER;
@@ -317,7 +308,7 @@ impl Driver {
 
     /// A deadline counts even before anybody has noticed.
     fn is_past_its_deadline(&self) -> Option<TicketId> {
-        let now = self.service.env.now();
+        let now = self.cluster.env.now();
         let is_dead = |ticket: &Ticket| self.tickets.of(ticket).is_some_and(|made| !made.lease.is_alive(now));
         let mut tickets = self.queue.tickets().filter(|(_, standing)| !matches!(standing.phase, Phase::Leaving(_)));
         tickets.find(|(_, standing)| is_dead(&standing.ticket)).map(|(id, _)| id)
@@ -328,7 +319,7 @@ impl Driver {
             .queue
             .ticket(id)
             .and_then(|standing| self.tickets.of(&standing.ticket))
-            .and_then(|made| made.lease.loss(self.service.env.now()));
+            .and_then(|made| made.lease.loss(self.cluster.env.now()));
         if let (Some(loss), Some(hold)) = (loss, self.desks.get(id).and_then(|desk| desk.hold.as_ref())) {
             hold.core.lose(loss);
         }
@@ -370,8 +361,8 @@ impl Driver {
             self.idle_until = Instant::now() + LINGER;
         }
         // Before anybody is answered.
-        self.state.busy.store(is_busy, Ordering::Release);
-        self.state.taken.store(self.queue.is_taken(), Ordering::Release);
+        self.hints.busy.store(is_busy, Ordering::Release);
+        self.hints.taken.store(self.queue.is_taken(), Ordering::Release);
         while let Some(action) = self.actions.pop_front() {
             self.act(action);
         }
@@ -379,7 +370,7 @@ impl Driver {
         for (id, standing) in self.queue.tickets() {
             let desk = &mut self.desks[id];
             if desk._live.is_none() && !matches!(standing.phase, Phase::Entering { .. }) {
-                desk._live = self.tickets.of(&standing.ticket).map(|made| LiveTicket::of(&made.session));
+                desk._live = self.tickets.of(&standing.ticket).map(|made| LiveTicket::of(&made.session.stats));
             }
         }
         if !self.queue.is_cleaning_up() {
@@ -397,12 +388,12 @@ impl Driver {
         };
         match trouble {
             None => {
-                self.service.note_trouble(None);
+                self.cluster.note_trouble(None);
                 self.desks[id].retry = None;
                 self.fresh_retry = Backoff::new();
             }
             Some(Trouble::LeaseGone | Trouble::KeyTaken) => {}
-            Some(trouble) => self.service.note_trouble(Some(trouble.to_string())),
+            Some(trouble) => self.cluster.note_trouble(Some(trouble.to_string())),
         }
     }
 
@@ -441,7 +432,7 @@ impl Driver {
             Action::MarkLater(ticket) => self.mark_later(ticket),
             Action::Grant(waiter, id, granted) => self.grant(waiter, id, granted),
             Action::GrantAgain(waiter, id) => {
-                let hold = self.desk(id).hold.as_ref().map(|hold| Hold::new(hold.core.same_again()));
+                let hold = self.desk(id).hold.as_ref().map(|hold| Grant::new(hold.core.same_again()));
                 waiter.answer(Ok(hold));
             }
             Action::Taken(waiter) => waiter.answer(Ok(None)),
@@ -479,12 +470,12 @@ impl Driver {
     }
 
     fn follow(&self, what: Follow) -> Following {
-        Following::of(matches!(what, Follow::Queue(_)), self.service.store.follow(what))
+        Following::of(matches!(what, Follow::Queue(_)), self.cluster.store.follow(what))
     }
 
     fn send(&mut self, id: TicketId, request: Request) {
         let Some(ticket) = self.ticket(id) else { return };
-        let store = self.service.store.clone();
+        let store = self.cluster.store.clone();
         let request: Soon<Answer> = match request {
             Request::Enter => Box::pin(async move { Answer::Entered(store.enter(&ticket).await.map(Some)) }),
             Request::EnterIfFree => Box::pin(async move { Answer::Entered(store.enter_if_free(&ticket).await) }),
@@ -506,7 +497,7 @@ impl Driver {
         else {
             return;
         };
-        let store = self.service.store.clone();
+        let store = self.cluster.store.clone();
         self.desk(id).check = Some(Box::pin(async move {
             if after_a_pause {
                 sleep(backoff::AT_FIRST).await;
@@ -520,9 +511,9 @@ impl Driver {
         let Some(standing) = self.queue.ticket(id) else { return };
         let (Some(token), Some(made)) = (standing.token(), self.tickets.of(&standing.ticket)) else { return };
         let (store, env, lease, ticket) =
-            (self.service.store.clone(), self.service.env.clone(), made.lease.clone(), standing.ticket.clone());
+            (self.cluster.store.clone(), self.cluster.env.clone(), made.lease.clone(), standing.ticket.clone());
         tracing::warn!(target: "etcdlock::grant", name = &*ticket.name, key = ticket.key, "somebody has written over our key; it is put right");
-        self.service.env.spawn(async move {
+        self.cluster.env.spawn(async move {
             let mut retry = Backoff::new();
             while lease.is_alive(env.now()) && matches!(store.put_right(&ticket, token).await, Err(Trouble::Unavailable(_))) {
                 retry.pause().await;
@@ -534,13 +525,13 @@ impl Driver {
     /// copy of its entry has made until then.
     fn mark_later(&self, ticket: Ticket) {
         let Some(lease) = self.tickets.of(&ticket).map(|made| made.lease.clone()) else { return };
-        let service = self.service.clone();
-        self.service.env.spawn(async move {
+        let cluster = self.cluster.clone();
+        self.cluster.env.spawn(async move {
             let mut retry = Backoff::new();
-            while lease.is_alive(service.env.now()) {
+            while lease.is_alive(cluster.env.now()) {
                 retry.pause().await;
                 let leaving = Leaving { ticket: &ticket, token: None, void: true, next: None };
-                if let Ok(_) | Err(Trouble::LeaseGone) = service.store.leave(leaving).await {
+                if let Ok(_) | Err(Trouble::LeaseGone) = cluster.store.leave(leaving).await {
                     return;
                 }
             }
@@ -554,8 +545,8 @@ impl Driver {
             return waiter.answer(Err(Error::internal("a ticket without a lease")));
         };
         let session = waiter.session.clone();
-        let core = HoldCore::new(session.clone(), self.tickets.name.clone(), ticket, token, lease);
-        if let Err(Ok(Some(untaken))) = waiter.reply.send(Ok(Some(Hold::new(core.clone())))) {
+        let core = HoldCore::new(session.clone(), ticket, token, lease, self.commands.clone());
+        if let Err(Ok(Some(untaken))) = waiter.reply.send(Ok(Some(Grant::new(core.clone())))) {
             untaken.forget();
             return self.queue.handle([Event::NotTaken(id)], &mut self.tickets, &mut self.actions);
         }
@@ -579,7 +570,7 @@ impl Driver {
             Release::Done => Ok(()),
             Release::WasGone => Err(Error::lost(name, token, &Loss::KeyDeleted)),
             // Without a loss it is dropped, and the hold knows why it was lost.
-            Release::LeaseLost => match lease.and_then(|lease| lease.loss(self.service.env.now())) {
+            Release::LeaseLost => match lease.and_then(|lease| lease.loss(self.cluster.env.now())) {
                 Some(loss) => Err(Error::lost(name, token, &loss)),
                 None => return,
             },
@@ -640,7 +631,7 @@ impl Desk {
 impl Drop for Driver {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.service.forget(&self.tickets.name);
+            self.queues.forget(&self.tickets.name);
             if let Some(hold) = self.holder.upgrade() {
                 hold.lose(Loss::Internal);
             }

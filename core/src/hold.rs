@@ -1,106 +1,25 @@
 //! One successful acquisition, from lock to unlock or loss.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::backoff::Backoff;
-use crate::driver::Command;
 use crate::error::{Error, ErrorKind, Loss, Result};
-use crate::lease::{Lease, LossSignal};
+use crate::grant::{Grant, HoldCore};
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
 use crate::pending::Pending;
-use crate::session::SessionCore;
-use crate::store::{Guarded, GuardedAnswer, Ticket, Trouble};
+use crate::store::{Guarded, GuardedAnswer, Trouble};
 
 /// Of a key or a value that is written. etcd itself takes 1.5 MB in a request unless told otherwise.
 const LARGEST_WRITE: usize = 32 * 1024 * 1024;
 
-pub(crate) struct HoldCore {
-    session: Arc<SessionCore>,
-    name: Arc<str>,
-    ticket: Ticket,
-    token: i64,
-    lease: Arc<Lease>,
-    released: AtomicBool,
-    /// Losses of this hold alone; those of the lease reach it through its place.
-    pub(crate) lost: LossSignal,
-}
-
 impl HoldCore {
-    pub(crate) fn new(session: Arc<SessionCore>, name: Arc<str>, ticket: Ticket, token: i64, lease: Arc<Lease>) -> Arc<Self> {
-        Arc::new(HoldCore { session, name, ticket, token, lease, released: AtomicBool::new(false), lost: LossSignal::default() })
-    }
-
-    /// A second hold on the same ticket, which only a sabotage hands out.
-    pub(crate) fn same_again(&self) -> Arc<Self> {
-        HoldCore::new(self.session.clone(), self.name.clone(), self.ticket.clone(), self.token, self.lease.clone())
-    }
-
-    /// A hold that was released can no longer be lost.
-    pub(crate) fn lose(&self, loss: Loss) {
-        if !self.is_released() && self.lost.lose(loss.clone()) {
-            self.session.stats.hold_lost(&loss);
-            tracing::warn!(target: "etcdlock::loss", name = &*self.name, token = self.token, reason = %loss, "hold lost");
-        }
-    }
-
-    pub(crate) fn is_released(&self) -> bool {
-        self.released.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn loss(&self) -> Option<Loss> {
-        let env = &self.session.service.env;
-        if env.is_forked() {
-            return Some(Loss::Forked);
-        }
-        self.lost.get().cloned().or_else(|| self.lease.loss(env.now()))
-    }
-
-    pub(crate) fn is_held(&self) -> bool {
-        let env = &self.session.service.env;
-        !self.is_released() && self.lost.get().is_none() && self.lease.is_alive(env.now()) && !env.is_forked()
-    }
-
-    pub(crate) fn remaining(&self) -> Duration {
-        if self.is_held() { self.lease.deadline().saturating_sub(self.session.service.env.now()) } else { Duration::ZERO }
-    }
-
-    pub(crate) fn token(&self) -> i64 {
-        self.token
-    }
-
-    #[cfg(test)]
-    pub(crate) fn lease_id(&self) -> i64 {
-        self.lease.id
-    }
-
-    fn lost_error(&self, loss: &Loss) -> Error {
-        Error::lost(&self.name, self.token, loss)
-    }
-
-    /// Ok while the hold owns the lock as far as is known here.
-    pub(crate) fn check(&self) -> Result<()> {
-        let env = &self.session.service.env;
-        env.check_fork()?;
-        if self.is_released() {
-            return Err(self.not_held());
-        }
-        match self.loss() {
-            None => Ok(()),
-            Some(loss) => Err(self.lost_error(&loss)),
-        }
-    }
-
-    fn not_held(&self) -> Error {
-        Error::new(ErrorKind::NotHeld, format!("the hold on {:?} (token {}) was released before", self.name, self.token))
-    }
-
     /// Marks the hold released and has its key deleted.
     pub(crate) fn unlock(self: &Arc<Self>) -> Pending<()> {
-        let env = &self.session.service.env;
+        let env = &self.session.cluster.env;
         if let Err(error) = env.check_fork() {
             return Pending::ready(Err(error));
         }
@@ -114,7 +33,7 @@ impl HoldCore {
         }
         let (reply, confirmed) = oneshot::channel();
         // Sent here and now: cancelling the wait must not keep the lock.
-        self.session.service.submit(&self.name, Command::Release { token: self.token, reply: Some(reply) });
+        self.release(Some(reply));
         if let Some(loss) = loss {
             return Pending::ready(Err(self.lost_error(&loss)));
         }
@@ -131,20 +50,13 @@ impl HoldCore {
                     format!(
                         "the lock {:?} is released here, but {} has not confirmed it within {DEFAULT_REQUEST_TIMEOUT:?}{}; \
                          its key is being deleted in the background and goes with the lease at the latest",
-                        hold.name,
-                        hold.session.service.address,
-                        hold.session.because_of_trouble()
+                        hold.name(),
+                        hold.session.cluster.address,
+                        hold.session.cluster.because_of_trouble()
                     ),
                 )),
             }
         })
-    }
-
-    /// Released without waiting, unless that was done already.
-    fn release_in_background(&self) {
-        if !self.session.service.env.is_forked() && !self.released.swap(true, Ordering::AcqRel) {
-            self.session.service.submit(&self.name, Command::Release { token: self.token, reply: None });
-        }
     }
 
     fn guarded<T: Send + 'static>(self: &Arc<Self>, what: Guarded, answer: fn(Option<Vec<u8>>) -> T) -> Pending<T> {
@@ -152,7 +64,7 @@ impl HoldCore {
             return Pending::ready(Err(error));
         }
         let hold = self.clone();
-        Pending::start(&self.session.service.env, async move {
+        Pending::start(&self.session.cluster.env, async move {
             match tokio::time::timeout(DEFAULT_REQUEST_TIMEOUT, hold.send_guarded(&what)).await {
                 Ok(result) => result.map(answer),
                 Err(_) => Err(Error::new(
@@ -160,9 +72,9 @@ impl HoldCore {
                     format!(
                         "the guarded request of {:?} has no answer from {} within {DEFAULT_REQUEST_TIMEOUT:?}{}; it may or may not \
                          have been applied",
-                        hold.name,
-                        hold.session.service.address,
-                        hold.session.because_of_trouble()
+                        hold.name(),
+                        hold.session.cluster.address,
+                        hold.session.cluster.because_of_trouble()
                     ),
                 )),
             }
@@ -170,11 +82,11 @@ impl HoldCore {
     }
 
     async fn send_guarded(&self, what: &Guarded) -> Result<Option<Vec<u8>>> {
-        let service = &self.session.service;
+        let cluster = &self.session.cluster;
         let mut retry = Backoff::new();
         let mut unanswered = false;
         loop {
-            match service.store.guarded(&self.ticket, self.token, what).await {
+            match cluster.store.guarded(&self.ticket, self.token(), what).await {
                 Ok(GuardedAnswer::Applied(value)) => return Ok(value),
                 Ok(GuardedAnswer::NotOwner) => {
                     self.lose(Loss::Refused);
@@ -187,16 +99,16 @@ impl HoldCore {
                     return Err(Error::new(ErrorKind::Lost, format!("{error}{doubt}")));
                 }
                 Err(Trouble::Denied(why)) => {
-                    let text = format!("the guarded request of {:?} is not allowed: {why}", self.name);
+                    let text = format!("the guarded request of {:?} is not allowed: {why}", self.name());
                     return Err(Error::new(ErrorKind::Denied, text));
                 }
                 Err(Trouble::Refused(why)) => {
-                    let text = format!("the guarded request of {:?} was refused: {why}", self.name);
+                    let text = format!("the guarded request of {:?} was refused: {why}", self.name());
                     return Err(Error::new(ErrorKind::Unavailable, text));
                 }
                 Err(trouble) => {
                     unanswered = true;
-                    service.note_trouble(Some(trouble.to_string()));
+                    cluster.note_trouble(Some(trouble.to_string()));
                     // Sending it again after the lock may have passed on is safe: it is guarded.
                     self.check()?;
                     retry.pause().await;
@@ -217,19 +129,6 @@ impl HoldCore {
     }
 }
 
-impl Drop for HoldCore {
-    fn drop(&mut self) {
-        // Callers' listeners may hold anything, so they are not dropped on the io thread either.
-        let listeners = self.lost.take_listeners();
-        let env = &self.session.service.env;
-        if env.is_forked() {
-            std::mem::forget(listeners);
-        } else if !listeners.is_empty() {
-            env.call_back(move || drop(listeners));
-        }
-    }
-}
-
 /// One successful acquisition of a [`Mutex`](crate::Mutex).
 ///
 /// It ends with [`unlock`](Self::unlock), with its drop (released in the background), or with its
@@ -237,22 +136,16 @@ impl Drop for HoldCore {
 /// wait for [`lost`](Self::lost), and have the resource refuse old [`token`](Self::token)s.
 #[must_use = "the lock is released when the hold is dropped"]
 pub struct Hold {
-    core: Arc<HoldCore>,
-    forgotten: bool,
+    grant: Grant,
 }
 
 impl Hold {
-    pub(crate) fn new(core: Arc<HoldCore>) -> Self {
-        Hold { core, forgotten: false }
+    pub(crate) fn new(grant: Grant) -> Self {
+        Hold { grant }
     }
 
     pub(crate) fn core(&self) -> &Arc<HoldCore> {
-        &self.core
-    }
-
-    /// Drops a hold that its waiter never saw, without releasing it.
-    pub(crate) fn forget(mut self) {
-        self.forgotten = true;
+        self.grant.core()
     }
 
     /// The fencing token: a number strictly larger than that of every earlier hold of this name.
@@ -260,36 +153,36 @@ impl Hold {
     /// it is the create revision of the held key. After a restore of etcd from a backup it can go
     /// back.
     pub fn token(&self) -> i64 {
-        self.core.token
+        self.core().token()
     }
 
     /// The name of the lock, with the session's namespace.
     pub fn name(&self) -> &str {
-        &self.core.name
+        self.core().name()
     }
 
     /// Whether the hold still owns the lock, as far as can be known here. A local read of some tens
     /// of nanoseconds, without I/O. False from the deadline on, even if the process was stopped
     /// meanwhile and nothing has noticed yet.
     pub fn is_held(&self) -> bool {
-        self.core.is_held()
+        self.core().is_held()
     }
 
     /// How long the hold is good for without another renewal; zero if it is lost or released.
     /// Renewals go on by themselves, so this is a lower bound.
     pub fn remaining(&self) -> Duration {
-        self.core.remaining()
+        self.core().remaining()
     }
 
     /// Ok while [`is_held`](Self::is_held); else an error with the reason:
     /// [`Lost`](ErrorKind::Lost), [`NotHeld`](ErrorKind::NotHeld) or [`Forked`](ErrorKind::Forked).
     pub fn check(&self) -> Result<()> {
-        self.core.check()
+        self.core().check()
     }
 
     /// Why the hold was lost, if it was.
     pub fn loss(&self) -> Option<Loss> {
-        if self.core.is_released() { self.core.lost.get().cloned() } else { self.core.loss() }
+        if self.core().is_released() { self.core().lost.get().cloned() } else { self.core().loss() }
     }
 
     /// Waits until the hold is lost and says why. It never ends if the hold is released first.
@@ -301,27 +194,27 @@ impl Hold {
     ///
     /// Cancelling it changes nothing.
     pub async fn lost(&self) -> Loss {
-        self.core.lost.lost().await
+        self.core().lost.lost().await
     }
 
     /// Calls `listener` once, on the library's notify thread, when the hold is lost; at once if it
     /// is lost already, and never if it is released first.
     pub fn on_lost(&self, listener: impl FnOnce(Loss) + Send + 'static) {
-        let env = self.core.session.service.env.clone();
-        self.core.lost.listen(move |loss| env.clone().call_back(move || listener(loss)));
+        let env = self.core().session.cluster.env.clone();
+        self.core().lost.listen(move |loss| env.clone().call_back(move || listener(loss)));
     }
 
     /// For bindings: [`on_lost`](Self::on_lost), with the error that the language raises for it.
     #[doc(hidden)]
     pub fn on_lost_error(&self, listener: impl FnOnce(Error) + Send + 'static) {
-        let (name, token) = (self.core.name.clone(), self.core.token);
+        let (name, token) = (self.core().name().clone(), self.token());
         self.on_lost(move |loss| listener(Error::lost(&name, token, &loss)));
     }
 
     /// For bindings, whose handles outlive the release: [`unlock`](Self::unlock).
     #[doc(hidden)]
     pub fn unlock_in_place(&self) -> Pending<()> {
-        self.core.unlock()
+        self.core().unlock()
     }
 
     /// Releases the lock. The result is there once the store has confirmed it.
@@ -336,7 +229,7 @@ impl Hold {
     ///
     /// The release is sent before this returns. Cancelling only ends the wait for the confirmation.
     pub fn unlock(self) -> Pending<()> {
-        self.core.unlock()
+        self.core().unlock()
     }
 
     /// Writes `key` only if this hold still owns the lock, atomically in the store. The key is used
@@ -380,7 +273,7 @@ impl Hold {
             Some(largest) if largest > LARGEST_WRITE => {
                 Pending::ready(Err(Error::invalid(format!("a key or value of {largest} bytes is over {LARGEST_WRITE} bytes"))))
             }
-            _ => self.core.guarded(what(), answer),
+            _ => self.core().guarded(what(), answer),
         }
     }
 }
@@ -388,17 +281,9 @@ impl Hold {
 impl std::fmt::Debug for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Hold")
-            .field("name", &self.core.name)
-            .field("token", &self.core.token)
+            .field("name", self.core().name())
+            .field("token", &self.core().token())
             .field("held", &self.is_held())
             .finish()
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if !self.forgotten {
-            self.core.release_in_background();
-        }
     }
 }

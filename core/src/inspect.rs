@@ -1,29 +1,17 @@
 //! Who holds a lock and who waits for it.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
+use crate::keeper::Keeper;
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
+use crate::owner::OwnerInfo;
 use crate::pending::Pending;
-use crate::session::{Session, SessionCore};
+use crate::session::Session;
 use crate::store::{Entry, Reply, Trouble, name_of_contender};
-
-/// What a ticket tells about its owner. Readers must do without any of it.
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default)]
-pub(crate) struct Card<'a> {
-    pub(crate) owner: Cow<'a, str>,
-    pub(crate) host: Cow<'a, str>,
-    pub(crate) pid: u32,
-    pub(crate) language: Cow<'a, str>,
-    /// Milliseconds since 1970.
-    pub(crate) since: u64,
-}
 
 /// One who holds a lock or waits for it, as [`Session::inspect`] shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +49,17 @@ pub struct Queue {
 
 impl Contender {
     fn new(is_holder: bool, entry: Entry) -> Self {
-        let card: Card<'_> = serde_json::from_slice(&entry.value).unwrap_or_default();
-        let age = (card.since > 0).then(|| {
+        let owner: OwnerInfo<'_> = serde_json::from_slice(&entry.value).unwrap_or_default();
+        let age = (owner.since > 0).then(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            now.saturating_sub(Duration::from_millis(card.since))
+            now.saturating_sub(Duration::from_millis(owner.since))
         });
         Contender {
             is_holder,
-            owner: card.owner.into_owned(),
-            host: card.host.into_owned(),
-            pid: card.pid,
-            language: card.language.into_owned(),
+            owner: owner.owner.into_owned(),
+            host: owner.host.into_owned(),
+            pid: owner.pid,
+            language: owner.language.into_owned(),
             token: entry.revision,
             age,
             key: entry.key,
@@ -85,7 +73,7 @@ impl Contender {
     }
 }
 
-impl SessionCore {
+impl Keeper {
     /// Asks until there is an answer, for a few seconds.
     async fn look<'a, T>(&'a self, prefix: &str, ask: impl Fn() -> Reply<'a, T>) -> Result<T> {
         let mut retry = Backoff::new();
@@ -93,9 +81,9 @@ impl SessionCore {
             loop {
                 match ask().await {
                     Ok(answer) => return Ok(answer),
-                    Err(trouble @ Trouble::Unavailable(_)) => self.service.note_trouble(Some(trouble.to_string())),
+                    Err(trouble @ Trouble::Unavailable(_)) => self.cluster.note_trouble(Some(trouble.to_string())),
                     Err(Trouble::Denied(why)) => {
-                        let address = &self.service.address;
+                        let address = &self.cluster.address;
                         let text = format!(
                             "{address} refuses to show {prefix:?}: {why}; the user needs the right to read all that begins so"
                         );
@@ -107,7 +95,7 @@ impl SessionCore {
             }
         });
         looking.await.unwrap_or_else(|_| {
-            let (address, because) = (&self.service.address, self.because_of_trouble());
+            let (address, because) = (&self.cluster.address, self.cluster.because_of_trouble());
             Err(Error::new(
                 ErrorKind::Unavailable,
                 format!("no answer from {address} within {DEFAULT_REQUEST_TIMEOUT:?}{because}"),
@@ -125,8 +113,8 @@ impl Session {
             Err(error) => return Pending::ready(Err(error)),
         };
         let core = self.core().clone();
-        Pending::start(&self.core().service.env, async move {
-            core.look(&full_name, || core.service.store.contenders(&full_name)).await.map(Contender::queue)
+        Pending::start(&self.core().cluster.env, async move {
+            core.look(&full_name, || core.cluster.store.contenders(&full_name)).await.map(Contender::queue)
         })
     }
 
@@ -139,8 +127,8 @@ impl Session {
         }
         let core = self.core().clone();
         let prefix = format!("{}{prefix}", core.options.namespace);
-        Pending::start(&self.core().service.env, async move {
-            let entries = core.look(&prefix, || core.service.store.all_contenders(&prefix)).await?;
+        Pending::start(&self.core().cluster.env, async move {
+            let entries = core.look(&prefix, || core.cluster.store.all_contenders(&prefix)).await?;
             let mut queues = std::collections::BTreeMap::<String, Vec<Entry>>::new();
             for entry in entries {
                 if let Some(name) = name_of_contender(&entry.key).and_then(|name| name.strip_prefix(&core.options.namespace)) {

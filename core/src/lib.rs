@@ -23,32 +23,63 @@
 //! A lock cannot stop a paused process from writing when it wakes up. Let the resource refuse old
 //! [`Hold::token`]s, or write through [`Hold::put`], which etcd applies only while the lock is ours.
 
+// The floors of this house: each uses those below it, and none above (tests/floors.rs).
+
+// What users see.
+pub mod blocking;
+
+mod inspect;
+mod mutex;
+
+mod hold;
+mod session;
+
+// One process: its sessions, its services, their queues.
+mod process;
+
+mod service;
+
+// A queue at work.
+mod driver;
+
+mod grant;
+
+// A lease kept, and what is made under it.
+mod keeper;
+
+mod cluster;
+mod watching;
+
+// The protocol, without clocks and I/O.
+mod proto;
+
+mod lease;
+mod owner;
+
+// Stores.
+mod store;
+
+// The ground.
 mod announced;
 mod backoff;
-pub mod blocking;
-mod clock;
-mod driver;
-mod error;
-mod hold;
-mod inspect;
-mod lease;
 mod log;
+mod pending;
+
+mod runtime;
+
+mod options;
+mod stats;
+
+mod clock;
+mod error;
+mod sabotage;
+
 #[cfg(test)]
 #[path = "../../tests/model/mod.rs"]
 mod model;
-mod mutex;
-mod options;
-mod pending;
-mod proto;
-mod runtime;
-mod sabotage;
-mod service;
-mod session;
 #[cfg(test)]
+#[path = "../../tests/simulation/mod.rs"]
 mod simulation;
-mod stats;
-mod store;
-mod watching;
 
 pub use error::{Error, ErrorKind, Loss, Result};
 pub use hold::Hold;
@@ -58,9 +89,10 @@ pub use log::{log_to, set_log_level};
 pub use mutex::Mutex;
 pub use options::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, DEFAULT_TARGET, DEFAULT_TTL, Options, Target};
 pub use pending::{Canceller, Pending};
+pub use process::shutdown;
 #[doc(hidden)]
 pub use runtime::{check_may_block, note_process_id, on_notify_thread};
-pub use session::{Session, shutdown};
+pub use session::Session;
 pub use stats::Stats;
 
 /// The version of this library.

@@ -4,14 +4,17 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use crate::driver::{Command, Waiter};
 use crate::error::{Error, ErrorKind, Result};
-use crate::hold::{Hold, HoldCore};
+use crate::grant::{Command, HoldCore, Waiter};
+use crate::hold::Hold;
+use crate::keeper::Keeper;
 use crate::options::DEFAULT_REQUEST_TIMEOUT;
 use crate::pending::Pending;
-use crate::session::{GivesUp, Handle, SessionCore};
+use crate::proto::WaiterId;
+use crate::service::Service;
+use crate::session::{Handle, Session};
 
 /// A distributed mutex of one name. Not re-entrant. Clones are the same mutex; any number of
 /// threads and tasks may use it, and each `lock()` waits its turn.
@@ -39,13 +42,17 @@ impl Inner {
         self.holds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn core(&self) -> &Arc<SessionCore> {
+    fn core(&self) -> &Arc<Keeper> {
         &self.handle.core
+    }
+
+    fn service(&self) -> &Arc<Service> {
+        &self.handle.service
     }
 
     fn held(&self) -> Option<Arc<HoldCore>> {
         // In a forked child nothing is held, and the lock may be another thread's for ever.
-        if self.core().service.env.is_forked() {
+        if self.core().cluster.env.is_forked() {
             return None;
         }
         self.holds().latest.upgrade().filter(|hold| !hold.is_released())
@@ -59,15 +66,16 @@ impl Inner {
         let core = self.core();
         core.check_open()?;
         let (reply, mut answer) = oneshot::channel();
-        let id = core.service.waiter_id();
-        core.service.submit(&self.name, Command::Lock(Waiter { id, session: core.clone(), only_try, reply }));
-        let mut gives_up = GivesUp { core, name: &self.name, waiter: id, answered: false };
+        let service = self.service();
+        let id = service.waiter_id();
+        service.submit(&self.name, Command::Lock(Waiter { id, session: core.clone(), only_try, reply }));
+        let mut gives_up = GivesUp { service, name: &self.name, waiter: id, answered: false };
         // Boxed, because most wait without a limit, and there can be thousands.
         let mut limit_is_up = limit.map(|limit| Box::pin(sleep(limit)));
         let answered = tokio::select! {
             biased;
             answered = &mut answer => Some(answered),
-            // Another session of this process may have the lock, and its place goes on.
+            // Another session of this process may have the lock, and its queue goes on.
             () = core.closing() => return Err(core.closed()),
             () = async { match &mut limit_is_up { Some(limit) => limit.await, None => std::future::pending().await } } => {
                 // Either it is granted by now, or it never will be.
@@ -81,7 +89,8 @@ impl Inner {
             return Err(error);
         };
         gives_up.answered = true;
-        let hold = answered.map_err(|_| Error::internal(format!("the place in the queue of {:?} is gone", self.name)))??;
+        let granted = answered.map_err(|_| Error::internal(format!("the queue of {:?} is gone", self.name)))??;
+        let hold = granted.map(Hold::new);
         if let Some(hold) = &hold {
             core.stats.locks.add();
             self.holds().latest = Arc::downgrade(hold.core());
@@ -90,14 +99,14 @@ impl Inner {
     }
 
     fn out_of_time(&self, only_try: bool, limit: Duration) -> Error {
-        let (name, address, because) = (&self.name, &self.core().service.address, self.core().because_of_trouble());
+        let (name, address, because) = (&self.name, &self.core().cluster.address, self.core().cluster.because_of_trouble());
         if only_try {
             let text = format!("no answer from {address} within {limit:?} for a try of the lock {name:?}{because}");
             return Error::new(ErrorKind::Unavailable, text);
         }
         let text = if limit.is_zero() {
             format!("the lock {name:?} at {address} is not free: others hold it or are ahead; inspect() tells who")
-        } else if self.core().service.is_taken(name) {
+        } else if self.service().is_taken(name) {
             let who = "others hold it or are ahead in the queue; inspect() tells who";
             format!("the lock {name:?} at {address} was not free within {limit:?}: {who}{because}")
         } else {
@@ -119,7 +128,46 @@ impl Inner {
 
     /// Whether a try is lost already, known without asking anybody.
     fn is_busy_here(&self) -> bool {
-        self.core().service.is_busy(&self.name)
+        self.service().is_busy(&self.name)
+    }
+}
+
+/// Tells a queue that a waiter gave up, however that came about.
+struct GivesUp<'a> {
+    service: &'a Arc<Service>,
+    name: &'a Arc<str>,
+    waiter: WaiterId,
+    answered: bool,
+}
+
+impl GivesUp<'_> {
+    /// Tells it now and waits a moment until nothing is left of the waiter.
+    async fn now(mut self) {
+        self.answered = true;
+        let (tell, done) = oneshot::channel();
+        self.service.submit(self.name, Command::GaveUp(self.waiter, Some(tell)));
+        let _ = timeout(Duration::from_millis(50), done).await;
+    }
+}
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.service.submit(self.name, Command::GaveUp(self.waiter, None));
+        }
+    }
+}
+
+impl Session {
+    /// A mutex of this name. Cheap and local: nothing is sent. Mutexes of one name exclude each
+    /// other, in one session or across the world.
+    ///
+    /// # Errors
+    ///
+    /// [`Invalid`](ErrorKind::Invalid) for a name that is empty, over 1,024 bytes, or has a NUL.
+    pub fn mutex(&self, name: &str) -> Result<Mutex> {
+        self.core().check_open()?;
+        Ok(Mutex::new(self.handle.clone(), self.full_name(name)?))
     }
 }
 
@@ -135,7 +183,7 @@ impl Mutex {
         if let Err(error) = self.inner.core().check_open() {
             return Pending::ready(Err(error));
         }
-        Pending::start(&self.inner.core().service.env, call(self.inner.clone()))
+        Pending::start(&self.inner.core().cluster.env, call(self.inner.clone()))
     }
 
     /// The name, with the session's namespace.
@@ -210,7 +258,7 @@ impl Mutex {
     ///
     /// [`NotHeld`](ErrorKind::NotHeld) if there is none. Else as with [`Hold::unlock`].
     pub fn unlock(&self) -> Pending<()> {
-        if let Err(error) = self.inner.core().service.env.check_fork() {
+        if let Err(error) = self.inner.core().cluster.env.check_fork() {
             return Pending::ready(Err(error));
         }
         let (hold, kept) = {

@@ -3,6 +3,7 @@
 //! `etcdlock-io` runs every lease, queue and timer. No foreign code ever runs on it, so a caller
 //! that blocks cannot cost a lease. `etcdlock-notify` runs callbacks; it may be slow.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,8 +17,6 @@ use tokio::sync::Notify;
 
 use crate::clock::{BootClock, Clock};
 use crate::error::{Error, Result};
-use crate::service::Services;
-use crate::session::Sessions;
 
 /// How long the io thread looks for the next call before it sleeps. A caller that was just answered
 /// often calls again at once, as from lock to unlock, and waking a thread costs as much as this.
@@ -38,8 +37,8 @@ pub(crate) struct Surroundings {
     clock: Arc<dyn Clock>,
     pid: u32,
     answered: Arc<Notify>,
-    pub(crate) services: Services,
-    pub(crate) sessions: Sessions,
+    /// What the floors above keep of this process.
+    above: OnceLock<Box<dyn Any + Send + Sync>>,
     /// The process of a simulation that this is the surroundings of.
     #[cfg(test)]
     pub(crate) simulated: Option<Arc<crate::simulation::Process>>,
@@ -79,10 +78,15 @@ impl Env {
             clock: process.clone(),
             pid: std::process::id(),
             answered: Arc::default(),
-            services: Services::default(),
-            sessions: Sessions::default(),
+            above: OnceLock::new(),
             simulated: Some(process),
         }))
+    }
+
+    /// What they keep, of one type. It goes with the process.
+    pub(crate) fn of_those_above<T: Default + Send + Sync + 'static>(&self) -> &T {
+        let above = self.above.get_or_init(|| Box::new(T::default()));
+        above.downcast_ref().expect("one type of one process")
     }
 
     pub(crate) fn now(&self) -> Duration {
@@ -250,8 +254,7 @@ fn start_threads(pid: u32) -> std::io::Result<Env> {
         clock: Arc::new(BootClock),
         pid,
         answered,
-        services: Services::default(),
-        sessions: Sessions::default(),
+        above: OnceLock::new(),
         #[cfg(test)]
         simulated: None,
     })))

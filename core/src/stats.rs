@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Loss;
-use crate::session::SessionCore;
-use crate::store::Traffic;
 
 /// Counters of a session, from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,6 +66,15 @@ impl Stats {
             ("reconnections", self.reconnections),
         ]
     }
+}
+
+/// What has gone to and fro.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    /// A follower counts as one when it starts.
+    pub(crate) requests: u64,
+    pub(crate) watch_events: u64,
+    pub(crate) reconnections: u64,
 }
 
 /// One number that only grows.
@@ -138,17 +145,17 @@ impl Counters {
 }
 
 /// A ticket that is, or may be, in a queue.
-pub(crate) struct LiveTicket(Arc<SessionCore>);
+pub(crate) struct LiveTicket(Arc<Counters>);
 
 impl LiveTicket {
-    pub(crate) fn of(session: &Arc<SessionCore>) -> Self {
-        session.stats.live_tickets.fetch_add(1, Ordering::Relaxed);
-        LiveTicket(session.clone())
+    pub(crate) fn of(counters: &Arc<Counters>) -> Self {
+        counters.live_tickets.fetch_add(1, Ordering::Relaxed);
+        LiveTicket(counters.clone())
     }
 }
 
 impl Drop for LiveTicket {
     fn drop(&mut self) {
-        self.0.stats.live_tickets.fetch_sub(1, Ordering::Relaxed);
+        self.0.live_tickets.fetch_sub(1, Ordering::Relaxed);
     }
 }

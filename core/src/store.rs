@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::stats::Traffic;
+
 /// A waiter this near the head follows the whole queue; farther back it follows one ticket only.
 pub(crate) const NEAR: usize = 8;
 
@@ -164,15 +166,6 @@ pub(crate) struct Entry {
     /// 0 if it has none.
     pub(crate) lease: LeaseId,
     pub(crate) value: Vec<u8>,
-}
-
-/// What has gone to and fro.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Traffic {
-    /// A follower counts as one when it starts.
-    pub(crate) requests: u64,
-    pub(crate) watch_events: u64,
-    pub(crate) reconnections: u64,
 }
 
 /// Why an attempt has no answer.

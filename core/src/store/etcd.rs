@@ -4,6 +4,7 @@
 pub(crate) mod api;
 mod batch;
 mod history;
+mod keys;
 mod members;
 mod transport;
 mod watch;
@@ -15,17 +16,19 @@ use std::time::Duration;
 use self::api::{
     Client, Compare, KeyValue, LeaseResponse, RangeRequest, RangeResponse, RequestOp, Sign, TxnRequest, TxnResponse,
 };
-use self::batch::{Answer, Batches};
+use self::batch::{Answer, Batches, odd, revision_of};
+use self::keys::{prefix, void_key};
 use self::members::{Members, Role};
 use self::watch::Watches;
 use super::{
     Ahead, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision, Store,
-    Ticket, Traffic, Trouble, is_contender, name_of_contender,
+    Ticket, Trouble, is_contender, name_of_contender,
 };
 use crate::error::Result;
 use crate::options::Connection;
 use crate::runtime::Env;
 use crate::sabotage::{Sabotage, is_on};
+use crate::stats::Traffic;
 
 /// Of some 100 bytes each.
 const KEYS_IN_A_PAGE: i64 = 5000;
@@ -121,16 +124,6 @@ impl EtcdStore {
     }
 }
 
-fn prefix(name: &str) -> String {
-    format!("{name}/")
-}
-
-/// Beside the queue, not in it: every key under `<name>/` is a contender to etcd's Go clients.
-fn void_key(ticket: &Ticket) -> String {
-    let entry = ticket.key.strip_prefix(&*ticket.name).unwrap_or(&ticket.key);
-    format!("{}.void-{}", ticket.name, entry.trim_start_matches('/'))
-}
-
 /// With its value, because etcd 3.7 leaves the lease out where keys alone are asked for.
 fn get_key(key: &str) -> RequestOp {
     RangeRequest::key(key).into()
@@ -157,14 +150,6 @@ fn granted(lease: &LeaseResponse) -> Result<(LeaseId, Duration), Trouble> {
         (id @ 1.., Ok(seconds @ 1..)) => Ok((id, Duration::from_secs(seconds))),
         (id, _) => Err(odd(&format!("lease {id} for {} s", lease.ttl))),
     }
-}
-
-fn revision_of(answer: &TxnResponse) -> Result<Revision, Trouble> {
-    answer.header.map(|header| header.revision).ok_or_else(|| odd("no header"))
-}
-
-fn odd(what: &str) -> Trouble {
-    Trouble::Unavailable(format!("etcd's answer makes no sense: {what}"))
 }
 
 fn next_read<'a>(reads: &mut impl Iterator<Item = &'a RangeResponse>) -> Result<&'a RangeResponse, Trouble> {

@@ -10,9 +10,10 @@ use tokio::task::AbortHandle;
 
 use super::{
     Ahead, Change, Changes, Entered, Entry, Follow, Guarded, GuardedAnswer, LeaseId, Leaving, Left, Look, NEAR, Reply, Revision,
-    Store, Ticket, Traffic, Trouble, is_contender, name_of_contender,
+    Store, Ticket, Trouble, is_contender, name_of_contender,
 };
 use crate::runtime::Env;
+use crate::stats::Traffic;
 
 pub(crate) struct MemoryStore {
     inner: Arc<Mutex<Inner>>,

@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 
 use super::api::{OpAnswer, RequestOp, TxnRequest, TxnResponse};
 use super::members::{Members, Role};
-use super::odd;
 use crate::runtime::Env;
 use crate::store::{Revision, Trouble};
 
@@ -116,7 +115,7 @@ impl Batches {
     pub(super) async fn send_alone(&self, txn: TxnRequest) -> Answered {
         let limit = self.members.request_limit();
         let response = self.members.call(Role::Queue, limit, |client| async move { client.txn(txn).await }).await?;
-        Ok(Answer { revision: super::revision_of(&response)?, response })
+        Ok(Answer { revision: revision_of(&response)?, response })
     }
 
     async fn send_together(&self, batch: Vec<Request>) {
@@ -151,4 +150,12 @@ impl Batches {
             }
         }
     }
+}
+
+pub(super) fn revision_of(answer: &TxnResponse) -> Result<Revision, Trouble> {
+    answer.header.map(|header| header.revision).ok_or_else(|| odd("no header"))
+}
+
+pub(super) fn odd(what: &str) -> Trouble {
+    Trouble::Unavailable(format!("etcd's answer makes no sense: {what}"))
 }

@@ -15,12 +15,12 @@ use tower::ServiceExt;
 
 use super::api::{Channel, Client, Header};
 use super::history::{Headed, History, Known, Odd};
-use super::{Reply, Trouble, transport};
+use super::transport;
 use crate::announced::Announced;
 use crate::options::{Connection, Pems};
 use crate::runtime::Env;
-use crate::stats::Counter;
-use crate::store::Traffic;
+use crate::stats::{Counter, Traffic};
+use crate::store::{Reply, Trouble};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_WITH_OTHERS_TO_ASK: Duration = Duration::from_millis(800);

@@ -12,11 +12,11 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
 
 use super::api::{WatchCreate, WatchRequest, WatchResponse, end_of_prefix};
+use super::keys::prefix;
 use super::members::{Members, Role};
-use super::prefix;
 use crate::backoff::Backoff;
 use crate::runtime::{AFTER_A_PANIC, Env, catching};
-use crate::store::{Change, Changes, Follow, is_contender};
+use crate::store::{Change, Changes, Follow, Trouble, is_contender};
 
 /// How often a quiet stream is asked for a sign of life. One question without an answer is too many.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -171,7 +171,7 @@ impl<'a> Stream<'a> {
         members: &'a Members,
         member: usize,
         followers: &BTreeMap<WatchId, Follower>,
-    ) -> Result<(Stream<'a>, Streaming<WatchResponse>), super::Trouble> {
+    ) -> Result<(Stream<'a>, Streaming<WatchResponse>), Trouble> {
         // Without a bound: a stream that is full must not keep us from reading it.
         let (outgoing, requests) = mpsc::unbounded_channel();
         let numbers = match members.is_proxy(member) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Process;
 use super::etcd::{Change, Revision};
-use crate::hold::HoldCore;
+use crate::grant::HoldCore;
 use crate::store::name_of_contender;
 
 /// Why something changed.
