@@ -20,7 +20,8 @@ use crate::lease::Lease;
 use crate::proto::claim::Claim;
 use crate::proto::queue::{Actions, LocalQueue};
 use crate::proto::ticket::Phase;
-use crate::proto::{self, Action, Event, Failure, Granted, Pace, Release, Request, TicketId};
+use crate::proto::{self, Action, Event, Failure, Granted, Pace, Process as _, Release, Request, TicketId};
+use crate::runtime::Env;
 use crate::stats::LiveTicket;
 use crate::store::{Entered, Follow, Leaving, Left, Look, Revision, Ticket, Trouble};
 use crate::watching::{Following, RE_READ};
@@ -56,6 +57,7 @@ type Soon<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The tickets that were made, with what is behind them.
 struct Tickets {
+    env: Env,
     name: Arc<str>,
     made: Vec<Made>,
 }
@@ -83,6 +85,10 @@ impl proto::Process<Waiter> for Tickets {
             self.made.push(Made { key: ticket.key.clone(), lease, session: waiter.session.clone(), lost });
         }
         Some(ticket)
+    }
+
+    fn is_alive(&self, ticket: &Ticket) -> bool {
+        self.of(ticket).is_some_and(|made| made.lease.is_alive(self.env.now()))
     }
 
     fn retire(&mut self, ticket: &Ticket) {
@@ -176,6 +182,7 @@ impl Driver {
         hints: Arc<Hints>,
         queues: Arc<dyn Queues>,
     ) -> Self {
+        let env = cluster.env.clone();
         Driver {
             cluster,
             queues,
@@ -184,7 +191,7 @@ impl Driver {
             hints,
             queue: LocalQueue::new(name.clone(), Claim::EXCLUSIVE),
             actions: Actions::new(),
-            tickets: Tickets { name, made: Vec::new() },
+            tickets: Tickets { env, name, made: Vec::new() },
             desks: Vec::new(),
             seeking: None,
             fresh_pause: None,
@@ -308,10 +315,8 @@ impl Driver {
 
     /// A deadline counts even before anybody has noticed.
     fn is_past_its_deadline(&self) -> Option<TicketId> {
-        let now = self.cluster.env.now();
-        let is_dead = |ticket: &Ticket| self.tickets.of(ticket).is_some_and(|made| !made.lease.is_alive(now));
         let mut tickets = self.queue.tickets().filter(|(_, standing)| !matches!(standing.phase, Phase::Leaving(_)));
-        tickets.find(|(_, standing)| is_dead(&standing.ticket)).map(|(id, _)| id)
+        tickets.find(|(_, standing)| !self.tickets.is_alive(&standing.ticket)).map(|(id, _)| id)
     }
 
     fn lease_lost(&mut self, id: TicketId) {

@@ -174,6 +174,7 @@ mod tests {
             ("2 and 1, a request arrives twice", plan(EXCLUSIVE, &[&[LOCK, LOCK], &[LOCK]], Faults { copies: 1, ..NONE })),
             ("2 and 1, a watch starts over", plan(EXCLUSIVE, &[&[LOCK, LOCK], &[LOCK]], Faults { restarts: 1, ..NONE })),
             ("2 x 1, a lease is lost", plan(EXCLUSIVE, &[&[LOCK], &[LOCK]], Faults { lost_leases: 1, ..NONE })),
+            ("2 and 1, a lease is lost", plan(EXCLUSIVE, &[&[LOCK, LOCK], &[LOCK]], Faults { lost_leases: 1, ..NONE })),
             ("2 x 1, a lease and an answer", plan(EXCLUSIVE, &[&[LOCK], &[LOCK]], Faults { lost_leases: 1, ..LOST })),
             ("2 and 1, one gives up", plan(EXCLUSIVE, &[&[LOCK, LOCK], &[LOCK]], Faults { gives_up: 1, ..NONE })),
             ("2 x 1, one gives up, an answer is lost", plan(EXCLUSIVE, &[&[LOCK], &[LOCK]], Faults { gives_up: 1, ..LOST })),

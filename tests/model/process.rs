@@ -50,6 +50,10 @@ impl proto::Process<Caller> for Session {
         Some(Ticket { name: Arc::from("x"), key, lease, n, value: Arc::from("") })
     }
 
+    fn is_alive(&self, ticket: &Ticket) -> bool {
+        self.lease == Some(ticket.lease)
+    }
+
     fn retire(&mut self, _: &Ticket) {
         // More than a process has at once.
         self.number += 4;

@@ -41,6 +41,8 @@ pub(crate) trait Waiter {
 pub(crate) trait Process<W> {
     /// A ticket under the lease that the waiter's session has now, if it has one; `n` tells it from others of ours.
     fn ticket_for(&mut self, waiter: &W, n: u64) -> Option<Ticket>;
+    /// Whether the ticket's lease is not lost, as far as is known here.
+    fn is_alive(&self, ticket: &Ticket) -> bool;
     /// A request about the ticket went unanswered, and a copy may arrive at any later time: its key is not used again.
     fn retire(&mut self, ticket: &Ticket);
     /// The store does not know the ticket's lease.

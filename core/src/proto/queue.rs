@@ -761,7 +761,9 @@ impl<W: Waiter, P: Process<W>> Turn<'_, W, P> {
             self.actions.push_back(Action::Released(token, if gone { Release::WasGone } else { Release::Done }));
         }
         self.end(id);
-        if let (Some(Entered { token, mut ahead }), Some(next)) = (left.next, leaving.next) {
+        // With its lease the next one is gone too.
+        let next = leaving.next.filter(|next| self.process.is_alive(&next.ticket));
+        if let (Some(Entered { token, mut ahead }), Some(next)) = (left.next, next) {
             if is_on(Sabotage::HandOverSkipsOrder) {
                 ahead.keys = Some(Vec::new());
             }

@@ -37,6 +37,10 @@ impl Process<Caller> for Sessions {
         Some(Ticket { name: Arc::from("x"), key: format!("{lease}-{}", self.number + n), lease, n, value: Arc::from("") })
     }
 
+    fn is_alive(&self, _: &Ticket) -> bool {
+        !self.lost
+    }
+
     fn retire(&mut self, _: &Ticket) {
         self.number += 2;
     }
@@ -276,6 +280,7 @@ fn leaving() {
     assert_eq!(hands_over(&[not_left(Trouble::LeaseGone)]), "leave 5", "one of two leases is gone");
     assert_eq!(hands_over(&[not_left(Trouble::Refused("full".into())), left()]), "5 is released, end, leave ? for good");
     assert_eq!(hands_over(&[not_left(silent()), Event::LeaseLost(ID)]), "5 is released: LeaseLost, end, leave ? for good");
+    assert_eq!(hands_over(&[Event::LeaseLost(ID), handed_over(6, &[])]), "5 is released, end, await a lease");
     assert_eq!(hands_over(&[Event::GaveUp(12), handed_over(6, &[])]), "5 is released, end, handed over, leave 6");
     // In doubt whether a copy of its entry is still on its way.
     let doubtful = |more: &[Happening]| {
