@@ -319,6 +319,12 @@ impl Drop for OnTerminal {
 
 impl OnTerminal {
     fn start(options: &str, command: &str) -> Option<OnTerminal> {
+        Self::start_and_then(options, command, None)
+    }
+
+    /// With its exit code in a file: when its child stops and ends at nearly the same time, `script` may hear of the first alone,
+    /// and wait for ever.
+    fn start_and_then(options: &str, command: &str, code: Option<&Path>) -> Option<OnTerminal> {
         if Command::new("script").arg("--version").stdout(Stdio::null()).status().is_err() {
             println!("SKIPPED: util-linux's script is not installed, so there is no terminal");
             return None;
@@ -328,7 +334,9 @@ impl OnTerminal {
         let runner = folder.path().join("run.sh");
         let etcdlock = env!("CARGO_BIN_EXE_etcdlock");
         let quoted = command.replace('\'', "'\\''");
-        std::fs::write(&runner, format!("exec {etcdlock} run {options} -- sh -c '{quoted}'\n")).unwrap();
+        let run = format!("{etcdlock} run {options} -- sh -c '{quoted}'");
+        let line = code.map_or(format!("exec {run}\n"), |code| format!("{run}\necho $? > {}\n", code.display()));
+        std::fs::write(&runner, line).unwrap();
         let mut script = Command::new("script")
             .args(["-qefc", &format!("exec sh {}", runner.display()), "/dev/null"])
             .env("ETCDLOCK_ENDPOINTS", etcd().endpoint())
@@ -370,21 +378,26 @@ fn row_50_after_ctrl_z_past_the_ttl_the_command_does_nothing_more() {
     // moment stops the program and not the shell: nobody hears of it, a shell above no more than we.
     let counts = "i=0; while [ $i -lt 9999 ]; do i=$((i + 1)); done";
     let working = format!("echo ready; while :; do echo at work >> {}; {counts}; done", file.display());
-    let Some(mut terminal) = OnTerminal::start("--ttl 2s suspended", &working) else { return };
+    let code_file = folder.path().join("code");
+    let Some(mut terminal) = OnTerminal::start_and_then("--ttl 2s suspended", &working, Some(&code_file)) else { return };
     until("it works", || length(&file) > 0);
+    let status = etcdlock(&["status", "suspended", "--json"]).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let stopped = Pid::from_raw(status["contenders"][0]["pid"].as_i64().unwrap() as i32);
     terminal.press(26);
     let script = format!("wc -c < {} > {}", file.display(), seen.display());
-    let next = etcdlock(&["run", "--timeout", "20s", "suspended", "--", "sh", "-c", &script]).output().unwrap();
+    let next = etcdlock(&["run", "--timeout", "60s", "suspended", "--", "sh", "-c", &script]).output().unwrap();
     assert_eq!(code(&next), 0, "{}", text(&next.stderr));
     let then: u64 = std::fs::read_to_string(&seen).unwrap().trim().parse().unwrap();
-    // `script` stops with it, sooner or later, and goes on with it.
-    let mut ended = None;
+    // As `fg` does.
     until("it has ended", || {
-        signal(&terminal.script, Signal::SIGCONT);
-        ended = terminal.script.try_wait().unwrap();
-        ended.is_some()
+        let _ = kill(stopped, Signal::SIGCONT);
+        length(&code_file) > 0
     });
-    assert_eq!(ended.unwrap().code(), Some(74));
+    assert_eq!(std::fs::read_to_string(&code_file).unwrap().trim(), "74");
+    // `script` is of no more use.
+    terminal.script.kill().unwrap();
+    terminal.script.wait().unwrap();
     assert_eq!(then, length(&file), "it went on beside the next holder");
 }
 
