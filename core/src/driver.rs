@@ -82,6 +82,7 @@ impl proto::Process<Waiter> for Tickets {
         if self.of(&ticket).is_none() {
             let signal = lease.clone();
             let lost = Box::pin(async move { signal.lost.lost().await });
+            self.made.reserve_exact(1);
             self.made.push(Made { key: ticket.key.clone(), lease, session: waiter.session.clone(), lost });
         }
         Some(ticket)
@@ -371,6 +372,8 @@ impl Driver {
         while let Some(action) = self.actions.pop_front() {
             self.act(action);
         }
+        // There can be thousands of names, each with one ticket, and most of the time nothing is to be done.
+        self.actions = Actions::new();
         self.tickets.made.retain(|made| self.queue.uses(&made.key));
         for (id, standing) in self.queue.tickets() {
             let desk = &mut self.desks[id];
@@ -465,6 +468,7 @@ impl Driver {
 
     fn desk(&mut self, id: TicketId) -> &mut Desk {
         if id >= self.desks.len() {
+            self.desks.reserve_exact(id + 1 - self.desks.len());
             self.desks.resize_with(id + 1, Desk::default);
         }
         &mut self.desks[id]

@@ -153,6 +153,7 @@ impl<W: Waiter> LocalQueue<W> {
     fn insert(&mut self, standing: Standing) -> TicketId {
         let free = self.tickets.iter().position(Option::is_none);
         let id = free.unwrap_or_else(|| {
+            self.tickets.reserve_exact(1);
             self.tickets.push(None);
             self.tickets.len() - 1
         });
