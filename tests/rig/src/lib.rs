@@ -224,6 +224,10 @@ impl Server {
         if self.keeper.stdin.is_some() {
             let _ = kill(Pid::from_raw(self.pid.cast_signed()), signal);
         }
+        // One thread takes the signal and stops the others, and if it is that one which waits for the disk, they work on until then.
+        if signal == Signal::SIGSTOP && Path::new("/proc/self/task").exists() {
+            self.wait_until("each thread has stopped", || threads(self.pid).iter().all(|state| state == "T"));
+        }
     }
 
     fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
@@ -296,6 +300,14 @@ fn http(port: u16, what: &str, body: &str) -> Option<String> {
     };
     let answer = ask().ok()?;
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+}
+
+/// The state of each thread of a process, a letter as in `ps`.
+fn threads(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    // Behind the name, which is in brackets and may have any letter.
+    let state = |stat: String| Some(stat.rsplit_once(") ")?.1.split(' ').next()?.to_owned());
+    tasks.filter_map(|task| state(std::fs::read_to_string(task.path().join("stat")).ok()?)).collect()
 }
 
 /// One request to etcd's JSON gateway.
